@@ -1,0 +1,219 @@
+"""A folder of pictures, of any sizes and modes.
+
+Rows come in the order of their sorted paths.  Every file in the folder and below must be a picture, except hidden
+ones, `metadata.jsonl`, and a `.txt` beside a picture of the same stem.  First-level sub-folders, if there are two or more,
+are the classes, in sorted order; exactly the two sub-folders `train` and `test` are the two parts, and the classes lie
+within.  A picture's caption is its line {"file_name": ..., "text" or "caption": ...} in the metadata.jsonl of its folder (or
+one above), else its `.txt`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from sfumato.data.pictures import View, decode, in_threads
+from sfumato.data.rows import TableRows
+from sfumato.data.source import Data, Info, Splits
+
+CACHE_BYTES = 2**30  # decoded pictures are kept in memory when all of them fit in this
+METADATA = "metadata.jsonl"
+Complaints = list[tuple[str, str]]  # (file, what is wrong with it)
+
+
+def folder(data: Data) -> Splits:
+    """The pictures in `data.path`; each file is decoded once at the start, and all unusable ones named."""
+    assert data.path is not None
+    root, channels = Path(data.path), data.channels or 3
+    if not root.is_dir():
+        raise ValueError(f"{root}: no such folder; give the path of a folder of pictures")
+    listed, complaints = listing(root)
+    captions = caption_lines(root, listed, complaints)
+    names, shapes, cache = examine(root, listed, channels, data.size, complaints)
+    settle(root, len(listed), complaints, data.skip_broken)
+    shape = common_shape(root, names, shapes, channels, data.size)
+
+    labels, label_names = classes(root, names)
+    texts = caption_column(root, names, captions)
+    held_out, rule = held_out_part(root, names, data)
+    read = reader(root, names, channels, data.size, cache)
+    view, index = View(data.size, data.crop, data.flip), np.arange(len(names))
+    train, test = (TableRows(read, index[part], view, labels, texts) for part in (~held_out, held_out))
+    return Splits(train, test, Info(shape, "picture", 256, label_names, f"the folder {root.resolve().name}", rule))
+
+
+def listing(root: Path) -> tuple[list[str], Complaints]:
+    """The files that should be pictures, as sorted paths relative to `root`, and texts that belong to none of them."""
+    files: list[PurePosixPath] = []
+    for where, folders, names in os.walk(root, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        inside = PurePosixPath(Path(where).relative_to(root).as_posix())
+        files += [inside / name for name in names if not name.startswith(".") and name != METADATA]
+    pictures = sorted(str(file) for file in files if file.suffix != ".txt")
+    stems = {str(PurePosixPath(name).with_suffix("")) for name in pictures}
+    texts = [file for file in files if file.suffix == ".txt" and str(file.with_suffix("")) not in stems]
+    return pictures, [(str(text), "text without a picture of the same name") for text in sorted(texts)]
+
+
+def examine(
+    root: Path, listed: list[str], channels: int, size: int | None, complaints: Complaints
+) -> tuple[list[str], list[tuple[int, ...]], list[np.ndarray] | None]:
+    """Decodes every file once: names and shapes of the good ones, their pixels if all fit in memory."""
+
+    def attempt(name: str) -> np.ndarray | str:
+        try:
+            path = root / name
+            return "empty" if path.stat().st_size == 0 else decode(path, channels, size)
+        except (OSError, ValueError) as error:
+            return str(error)
+
+    names, shapes, total = [], [], 0
+    cache: list[np.ndarray] | None = []
+    for name, outcome in zip(listed, in_threads(attempt, listed), strict=True):
+        if isinstance(outcome, str):
+            complaints.append((name, outcome))
+            continue
+        names.append(name)
+        shapes.append(outcome.shape)
+        total += outcome.nbytes
+        if total > CACHE_BYTES:
+            cache = None
+        if cache is not None:
+            cache.append(outcome)
+    return names, shapes, cache
+
+
+def settle(root: Path, listed: int, complaints: Complaints, skip_broken: bool) -> None:
+    """One line that names every unusable file: an error, or with `skip_broken` a warning."""
+    if not complaints:
+        return
+    each = ", ".join(f"{name} ({wrong})" for name, wrong in sorted(complaints))
+    line = f"{root}: {len(complaints)} unusable beside {listed} listed files: {each}"
+    if not skip_broken:
+        raise ValueError(f"{line}; allowed are pictures of at least 2x2 pixels; mend or remove these, or set skip_broken")
+    warnings.warn(f"{line}; they are left out (skip_broken)", stacklevel=3)
+
+
+def common_shape(
+    root: Path, names: list[str], shapes: list[tuple[int, ...]], channels: int, size: int | None
+) -> tuple[int, ...]:
+    """One row's shape; ValueError if there is no row, or if rows differ and no size is set."""
+    if not names:
+        raise ValueError(f"{root}: no picture in this folder; give a folder that holds some, e.g. .png or .jpg")
+    if size is not None:
+        return (channels, size, size)
+    sizes = sorted({(shape[2], shape[1]) for shape in shapes})
+    if len(sizes) > 1:
+        (w0, h0), (w1, h1) = sizes[0], sizes[-1]
+        raise ValueError(
+            f"{root}: pictures of {len(sizes)} sizes came, from {w0}x{h0} to {w1}x{h1}, allowed is one size; set size, e.g. --data.size 64"
+        )
+    return shapes[0]
+
+
+def reader(
+    root: Path, names: list[str], channels: int, size: int | None, cache: list[np.ndarray] | None
+) -> Callable[[np.ndarray], list[np.ndarray]]:
+    """Rows by number, from memory or decoded in threads."""
+
+    def one(number: int) -> np.ndarray:
+        try:
+            return decode(root / names[number], channels, size)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{root / names[number]}: {error}; it was a good picture when the run began; mend it") from None
+
+    if cache is not None:
+        return lambda numbers: [cache[number] for number in numbers]
+    return lambda numbers: list(in_threads(one, numbers))
+
+
+def _inner(names: list[str]) -> list[PurePosixPath]:
+    """The paths within their part: as they are, or below `train` and `test`."""
+    paths = [PurePosixPath(name) for name in names]
+    return [path.relative_to(path.parts[0]) for path in paths] if _has_parts(names) else paths
+
+
+def _has_parts(names: list[str]) -> bool:
+    return {PurePosixPath(name).parts[0] for name in names} == {"train", "test"}
+
+
+def classes(root: Path, names: list[str]) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """Labels (N,) and the classes' names, from the first-level sub-folders; (None, ()) if there are fewer than two."""
+    paths = _inner(names)
+    found = tuple(sorted({path.parts[0] for path in paths if len(path.parts) > 1}))
+    if len(found) < 2:
+        return None, ()
+    loose = [name for name, path in zip(names, paths, strict=True) if len(path.parts) == 1]
+    if loose:
+        raise ValueError(
+            f"{root}: {len(loose)} pictures lie beside the class folders {', '.join(found)}, e.g. {loose[0]}; move them into one, or away"
+        )
+    number = {name: k for k, name in enumerate(found)}
+    return np.array([number[path.parts[0]] for path in paths]), found
+
+
+def held_out_part(root: Path, names: list[str], data: Data) -> tuple[np.ndarray, str]:
+    """Which rows are held out (N,) bool, and the rule."""
+    if _has_parts(names):
+        return np.array([name.startswith("test/") for name in names]), "the pictures of the sub-folder test"
+    held_out = np.array([data.is_held_out(i) for i in range(len(names))])
+    if not held_out.any():
+        raise ValueError(f"{root}: {len(names)} pictures are too few to hold out {data.rule}; add some, or lower held_out (2 or more)")
+    return held_out, f"{data.rule} of the sorted paths"
+
+
+def caption_lines(root: Path, listed: list[str], complaints: Complaints) -> dict[str, str]:
+    """Captions by relative path: from each .txt beside a picture, then (stronger) from each metadata.jsonl."""
+    captions = {}
+    for name in listed:
+        text = (root / name).with_suffix(".txt")
+        if text.is_file():
+            captions[name] = _text(text).strip()
+    known = set(listed)
+    for file in sorted(root.rglob(METADATA)):
+        inside = PurePosixPath(file.parent.relative_to(root).as_posix())
+        for number, line in enumerate(_text(file).splitlines(), start=1):
+            if line.strip():
+                name, caption = _metadata(line, f"{file}, line {number}")
+                name = str(inside / name)
+                if name not in known:
+                    complaints.append((name, f"named in {METADATA}, line {number}, but not there"))
+                elif caption is not None:
+                    captions[name] = caption
+    return captions
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: is not UTF-8 text; save it as UTF-8") from None
+
+
+def _metadata(line: str, where: str) -> tuple[str, str | None]:
+    """(file name, caption or None) of one line of metadata.jsonl."""
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f'{where}: no JSON ({error}); allowed is {{"file_name": "a.png", "text": "..."}}') from None
+    caption = row.get("text", row.get("caption")) if isinstance(row, dict) else None
+    if not isinstance(row, dict) or not isinstance(row.get("file_name"), str) or not isinstance(caption, str | None):
+        raise ValueError(f'{where}: {line.strip()} came; allowed is {{"file_name": "a.png", "text": "..."}}')
+    return row["file_name"], caption
+
+
+def caption_column(root: Path, names: list[str], captions: dict[str, str]) -> np.ndarray | None:
+    """Captions (N,), None if there are none; ValueError if some pictures have one and others not."""
+    missing = [name for name in names if name not in captions]
+    if len(missing) == len(names):
+        return None
+    if missing:
+        raise ValueError(
+            f"{root}: {len(missing)} of {len(names)} pictures have no caption, e.g. {missing[0]}; add them (an empty .txt means no words)"
+        )
+    return np.array([captions[name] for name in names], dtype=object)

@@ -1,0 +1,139 @@
+"""The pieces a UNet is made of, for 1-D signals, 2-D images and 3-D volumes alike.
+
+A residual block is told the embedding e of time and conditions in one of two ways,
+
+    adaptive (ADM):  r = (1 + scale(e)) GroupNorm(conv(silu(GroupNorm(h)))) + shift(e),
+    added (DDPM):    r = GroupNorm(conv(silu(GroupNorm(h))) + shift(e)),
+
+and returns ``skip(h) + conv(dropout(silu(r)))``, whose last convolution starts at zero, so that a new block is the
+identity.  An attention block lets every position look at every other and at the context tokens, in one softmax.
+
+References: J. Ho, A. Jain, P. Abbeel, DDPM (arXiv 2006.11239); P. Dhariwal, A. Nichol, ADM (arXiv 2105.05233);
+E. Perez et al., "FiLM" (arXiv 1709.07871) for scale and shift; A. Nichol et al., "GLIDE" (arXiv 2112.10741) for the
+context tokens beside the positions in one attention.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+CONV: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+AVERAGE: dict[int, Any] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def zeroed(module: Module) -> Module:
+    """The module with every parameter at zero."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+def largest_divisor(n: int, at_most: int) -> int:
+    """The largest divisor of n that is not above ``at_most`` (and at least 1)."""
+    return next(d for d in range(max(1, min(n, at_most)), 0, -1) if n % d == 0)
+
+
+def group_norm(channels: int, groups: int, eps: float) -> nn.GroupNorm:
+    return nn.GroupNorm(largest_divisor(channels, groups), channels, eps=eps)
+
+
+def halved(size: torch.Size) -> torch.Size:
+    """Spatial sizes one level down: half, rounded up."""
+    return torch.Size((n + 1) // 2 for n in size)
+
+
+def resize(h: Tensor, size: torch.Size) -> Tensor:
+    """One level down by the mean of 2^d neighbours (at an odd end, of those that exist), or up by repeating each."""
+    if h.shape[2:] == size:
+        return h
+    if h.shape[2:] > size:
+        return AVERAGE[len(size)](h, 2, ceil_mode=True)
+    return F.interpolate(h, size=size, mode="nearest")
+
+
+class Residual(nn.Module):
+    """A residual block, (B, channels, *a) -> (B, out, *b); with a new size both of its branches are resized (ADM)."""
+
+    def __init__(self, channels: int, out: int, *, dims: int, adaptive: bool, groups: int, eps: float, dropout: float):
+        super().__init__()
+        self.adaptive, self.dropout = adaptive, dropout
+        self.film = 2 * out if adaptive else out
+        self.norm1 = group_norm(channels, groups, eps)
+        self.conv1 = CONV[dims](channels, out, 3, padding=1)
+        self.norm2 = group_norm(out, groups, eps)
+        self.conv2 = zeroed(CONV[dims](out, out, 3, padding=1))
+        self.skip = nn.Identity() if channels == out else CONV[dims](channels, out, 1)
+
+    def forward(self, h: Tensor, film: Tensor, size: torch.Size | None = None) -> Tensor:
+        """``film`` (B, self.film, 1, ..) is what the embedding says to this block: scale and shift, or shift."""
+        r = F.silu(self.norm1(h))
+        if size is not None:
+            h, r = resize(h, size), resize(r, size)
+        r = self.conv1(r)
+        if self.adaptive:
+            scale, shift = film.chunk(2, dim=1)
+            r = torch.addcmul(shift, self.norm2(r), 1 + scale)
+        else:
+            r = self.norm2(r + film)
+        r = F.dropout(F.silu(r), self.dropout, self.training)
+        return self.skip(h) + self.conv2(r)
+
+
+class Attention(nn.Module):
+    """Attention of all positions to all positions and context tokens, (B, channels, *spatial) -> the same shape."""
+
+    def __init__(self, channels: int, *, head_channels: int, context: int, groups: int, eps: float):
+        super().__init__()
+        self.heads = largest_divisor(channels, channels // head_channels) if head_channels else 1
+        self.norm = group_norm(channels, groups, eps)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.context = nn.Linear(context, 2 * channels) if context else None
+        self.out = zeroed(nn.Linear(channels, channels))
+
+    def forward(self, h: Tensor, context: Tensor | None = None) -> Tensor:
+        """``context`` is (B, L, width): a token of zeros is padding, which no position sees."""
+        tokens = self.norm(h).flatten(2).transpose(1, 2)  # (B, N, C)
+        q, k, v = self.qkv(tokens).chunk(3, dim=2)
+        mask = None
+        if self.context is not None and context is not None:
+            told_k, told_v = self.context(context).chunk(2, dim=2)
+            k, v = torch.cat([k, told_k], dim=1), torch.cat([v, told_v], dim=1)
+            mask = F.pad(context.any(dim=2), (tokens.shape[1], 0), value=True)[:, None, None]  # (B, 1, 1, N + L)
+        q, k, v = (each.unflatten(2, (self.heads, -1)).transpose(1, 2) for each in (q, k, v))  # (B, heads, N, C/heads)
+        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return h + self.out(seen.transpose(1, 2).flatten(2)).transpose(1, 2).reshape(h.shape)
+
+
+class Stage(nn.Module):
+    """A residual block and, at the levels that ask for it, an attention block."""
+
+    def __init__(self, residual: Residual, attention: Attention | None):
+        super().__init__()
+        self.residual, self.attention, self.film = residual, attention, residual.film
+
+    def forward(self, h: Tensor, film: Tensor, context: Tensor | None) -> Tensor:
+        h = self.residual(h, film)
+        return h if self.attention is None else self.attention(h, context)
+
+
+class Resample(nn.Module):
+    """One level down by a convolution of stride 2, or up by repeating and a convolution (DDPM); it is told nothing."""
+
+    film = 0
+
+    def __init__(self, channels: int, *, dims: int, down: bool):
+        super().__init__()
+        self.down = down
+        self.conv = CONV[dims](channels, channels, 3, **({"stride": 2} if down else {"padding": 1}))
+
+    def forward(self, h: Tensor, film: Tensor, size: torch.Size) -> Tensor:
+        if not self.down:
+            return self.conv(resize(h, size))
+        ends = [end for n in reversed(h.shape[2:]) for end in (n % 2, 1)]  # an even axis is padded at its end alone
+        return self.conv(F.pad(h, ends))

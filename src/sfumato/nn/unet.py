@@ -1,0 +1,178 @@
+"""The UNet of DDPM and ADM, for 1-D signals, 2-D images and 3-D volumes.
+
+    stem -> levels down, each: blocks x (residual [+ attention]), then half the size
+         -> middle: residual, attention, residual
+         -> levels up, each: (blocks + 1) x (residual over [h, skip] [+ attention]), then twice the size
+         -> GroupNorm, silu, last convolution
+
+Every output of the way down is a skip that the way up concatenates.  Sizes need not be even: 28 -> 14 -> 7 -> 4, and
+the way up returns to each skip's size.  What the embedding of time and conditions says to the blocks (their scale
+and shift) is made for all of them by one linear map.
+
+``UNetConfig()`` is ADM's block; ``adaptive=False, residual_resampling=False, head_channels=0`` is DDPM's.
+
+References: O. Ronneberger, P. Fischer, T. Brox, "U-Net" (arXiv 1505.04597); J. Ho, A. Jain, P. Abbeel, DDPM
+(arXiv 2006.11239); P. Dhariwal, A. Nichol, ADM (arXiv 2105.05233).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sfumato.nn.blocks import CONV, Attention, Resample, Residual, Stage, group_norm, halved, zeroed
+from sfumato.nn.conditions import Conditions
+from sfumato.nn.embedding import Embedding, check_input
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """What a user chooses of a UNet; all else follows from the data."""
+
+    channels: int = 64
+    """Channels at full resolution; even. The time embedding has four times as many."""
+    multipliers: tuple[int, ...] = (1, 2, 2)
+    """Channels of each level, as a multiple of `channels`; each further level halves the size."""
+    blocks: int = 2
+    """Residual blocks of each level on the way down; on the way up it is one more."""
+    attention: tuple[int, ...] = ()
+    """Levels with attention, 0 being full resolution. The middle always has it."""
+    head_channels: int = 32
+    """Channels of one attention head (at least); 0 is a single head."""
+    dropout: float = 0.0
+    """Dropout inside the residual blocks, while training."""
+    adaptive: bool = True
+    """The embedding scales and shifts the normalised features (ADM); else it is added to them (DDPM)."""
+    residual_resampling: bool = True
+    """Sizes change inside residual blocks (ADM); else by plain convolutions (DDPM)."""
+    groups: int = 32
+    """Groups of the group norms; where they do not divide the channels, the next smaller number that does."""
+    norm_eps: float = 1e-6
+    """Added to the variance in the group norms."""
+    time_scale: float = 1.0
+    """The network's time is multiplied by this before it is embedded."""
+    freq_shift: float = 1.0
+    """Spacing of the time embedding's frequencies: 1 ends at 1/10000 (DDPM), 0 one step before (ADM)."""
+
+    def __post_init__(self) -> None:
+        if self.channels < 4 or self.channels % 2:
+            raise ValueError(f"unet: channels = {self.channels}; it must be even and at least 4")
+        if not self.multipliers or min(self.multipliers) < 1:
+            raise ValueError(f"unet: multipliers = {self.multipliers}; give one number >= 1 each level")
+        if not all(0 <= level < len(self.multipliers) for level in self.attention):
+            raise ValueError(f"unet: attention = {self.attention}; the levels are 0..{len(self.multipliers) - 1}")
+        if self.blocks < 1 or self.groups < 1 or self.head_channels < 0:
+            raise ValueError(
+                f"unet: blocks = {self.blocks}, groups = {self.groups}, head_channels = {self.head_channels}; "
+                "the first two are at least 1, the last at least 0"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"unet: dropout = {self.dropout}; it must be in [0, 1)")
+
+
+class UNet(nn.Module):
+    """A UNet for x of shape (B, *shape), ``shape = (C, *spatial)`` with one to three spatial axes.
+
+    Its output is (B, out_channels, *spatial), in the dtype of x, and zero before training; ``out_channels`` is C
+    unless said otherwise (2 C where the variance is learned).
+    """
+
+    def __init__(
+        self,
+        config: UNetConfig,
+        shape: tuple[int, ...],
+        conditions: Conditions = Conditions(),  # noqa: B008 (frozen)
+        out_channels: int | None = None,
+    ):
+        super().__init__()
+        if len(shape) not in (2, 3, 4) or min(shape) < 1:
+            raise ValueError(
+                f"unet: shape {tuple(shape)} is none of (C, L), (C, H, W), (C, D, H, W); for vectors use mlp"
+            )
+        self.config, self.shape, self.conditions = config, tuple(shape), conditions
+        dims, last = len(shape) - 1, len(config.multipliers) - 1
+        norm = partial(group_norm, groups=config.groups, eps=config.norm_eps)
+        residual = partial(
+            Residual,
+            dims=dims,
+            adaptive=config.adaptive,
+            groups=config.groups,
+            eps=config.norm_eps,
+            dropout=config.dropout,
+        )
+        attention = partial(
+            Attention,
+            head_channels=config.head_channels,
+            context=conditions.context,
+            groups=config.groups,
+            eps=config.norm_eps,
+        )
+
+        def stage(channels: int, out: int, attend: bool) -> Stage:
+            return Stage(residual(channels, out), attention(out) if attend else None)
+
+        def resample(channels: int, down: bool) -> nn.Module:
+            if config.residual_resampling:
+                return residual(channels, channels)
+            return Resample(channels, dims=dims, down=down)
+
+        width = config.channels
+        self.stem = CONV[dims](shape[0] + conditions.concat, width, 3, padding=1)
+        skips = [width]
+        self.down = nn.ModuleList()
+        for level, multiplier in enumerate(config.multipliers):
+            for _ in range(config.blocks):
+                self.down.append(stage(width, multiplier * config.channels, level in config.attention))
+                width = multiplier * config.channels
+                skips.append(width)
+            if level < last:
+                self.down.append(resample(width, down=True))
+                skips.append(width)
+
+        self.middle = nn.ModuleList([stage(width, width, True), stage(width, width, False)])
+
+        self.up = nn.ModuleList()
+        for level, multiplier in reversed(list(enumerate(config.multipliers))):
+            for _ in range(config.blocks + 1):
+                self.up.append(stage(width + skips.pop(), multiplier * config.channels, level in config.attention))
+                width = multiplier * config.channels
+            if level > 0:
+                self.up.append(resample(width, down=False))
+
+        self.norm = norm(width)
+        self.out = zeroed(CONV[dims](width, out_channels or shape[0], 3, padding=1))
+
+        self.embedding = Embedding(
+            config.channels, 4 * config.channels, conditions, config.time_scale, config.freq_shift
+        )
+        self.told = [unit.film for part in (self.down, self.middle, self.up) for unit in part]
+        self.film = nn.Linear(4 * config.channels, sum(self.told))
+        self.context_norm = nn.LayerNorm(conditions.context) if conditions.context else None
+
+    def forward(self, x: Tensor, t: Tensor, cond: Mapping[str, Tensor] | None = None) -> Tensor:
+        """x (B, *shape), t (B,), conditions as in ``Conditions`` -> (B, out_channels, *spatial)."""
+        check_input(x, t, self.shape)
+        h = x.to(self.stem.weight.dtype)
+        full = self.conditions.complete(cond, h)
+        context = full.get("context")
+        film = self.film(F.silu(self.embedding(t, full)))
+        film = iter(film.reshape(*film.shape, *[1] * (x.ndim - 2)).split(self.told, dim=1))
+
+        h = self.stem(torch.cat([h, full["image"]], dim=1) if "image" in full else h)
+        skips = [h]
+        for unit in self.down:
+            h = unit(h, next(film), context) if isinstance(unit, Stage) else unit(h, next(film), halved(h.shape[2:]))
+            skips.append(h)
+        for unit in self.middle:
+            h = unit(h, next(film), context)
+        for unit in self.up:
+            if isinstance(unit, Stage):
+                h = unit(torch.cat([h, skips.pop()], dim=1), next(film), context)
+            else:
+                h = unit(h, next(film), skips[-1].shape[2:])
+        return self.out(F.silu(self.norm(h))).to(x.dtype)

@@ -1,0 +1,187 @@
+"""What a network predicts, as one 2x2 solve.
+
+A network's target is a combination of signal and noise, and x_t is another:
+
+    y   = a x0 + b eps
+    x_t = alpha x0 + sigma eps                                                                             (1)
+
+    det = alpha b - sigma a,   x0 = (b x_t - sigma y)/det,   eps = (alpha y - a x_t)/det                    (2)
+
+    target     a                          b                      det
+    eps        0                          1                      alpha
+    x0         1                          0                      -sigma
+    score      0                          -1/sigma               -alpha/sigma         grad log q(x_t | x_0)
+    v          -sigma                     alpha                  alpha^2 + sigma^2
+    flow       alpha'                     sigma'                 alpha sigma' - sigma alpha'     dx_t/dt
+    edm        (1 - c_skip alpha)/c_out   -c_skip sigma/c_out    -sigma/c_out
+
+EDM's coefficients, for data of standard deviation sigma_data, here for any alpha (its paper has alpha = 1):
+
+    c_in = (sigma^2 + alpha^2 sigma_data^2)^(-1/2),  c_skip = alpha sigma_data^2 c_in^2,  c_out = sigma sigma_data c_in  (3)
+
+det tells where a row is ill-conditioned: REFUSED lists the pairs that do not work, with the reason and the way out.
+From (2) an error d in x0 is an error -(det/sigma) d in y, so a weight w on the x0 error is w (sigma/det)^2 on y's.
+
+The reverse variance of a step t -> s is one of VARIANCES, as log variance:
+
+    large     v_ts                                     small   u_ts (clipped at s = 0)
+    learned   exp(m log v_ts + (1 - m) log u_ts), m = what the network says
+    optimal   u_ts + c_0^2 Var[x_0 | x_t], the best diagonal one, where the denoiser knows it
+
+T. Salimans, J. Ho, "Progressive Distillation", arXiv:2202.00512 (v)
+T. Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", arXiv:2206.00364 (edm)
+Y. Lipman et al., "Flow Matching for Generative Modeling", arXiv:2210.02747 (flow)
+A. Nichol, P. Dhariwal, "Improved DDPM", arXiv:2102.09672 (learned); F. Bao et al., "Analytic-DPM", arXiv:2201.06503 (optimal)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from sfumato.gaussian import expand, posterior_coefficients, posterior_log_variance, transition_coefficients
+from sfumato.options import unknown
+from sfumato.schedules import Schedule
+
+SIGMA_DATA = 0.5  # EDM's standard deviation of the data, for pictures in [-1, 1]
+
+Row = tuple[Tensor, Tensor]
+
+
+def _eps(schedule: Schedule, t: Tensor) -> Row:
+    alpha = schedule.alpha(t)
+    return torch.zeros_like(alpha), torch.ones_like(alpha)
+
+
+def _x0(schedule: Schedule, t: Tensor) -> Row:
+    alpha = schedule.alpha(t)
+    return torch.ones_like(alpha), torch.zeros_like(alpha)
+
+
+def _score(schedule: Schedule, t: Tensor) -> Row:
+    sigma = schedule.sigma(t)
+    return torch.zeros_like(sigma), -1 / sigma
+
+
+def _v(schedule: Schedule, t: Tensor) -> Row:
+    return -schedule.sigma(t), schedule.alpha(t)
+
+
+def _flow(schedule: Schedule, t: Tensor) -> Row:
+    return schedule.dalpha(t), schedule.dsigma(t)
+
+
+def edm_coefficients(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """c_in, c_skip, c_out of (3), float64, (B,)."""
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    c_in = (sigma.square() + (alpha * SIGMA_DATA).square()).rsqrt()
+    return c_in, alpha * SIGMA_DATA**2 * c_in.square(), sigma * SIGMA_DATA * c_in
+
+
+def _edm(schedule: Schedule, t: Tensor) -> Row:
+    _, c_skip, c_out = edm_coefficients(schedule, t)
+    return (1 - c_skip * schedule.alpha(t)) / c_out, -c_skip * schedule.sigma(t) / c_out
+
+
+TARGETS: dict[str, Callable[[Schedule, Tensor], Row]] = {
+    "eps": _eps,
+    "x0": _x0,
+    "score": _score,
+    "v": _v,
+    "flow": _flow,
+    "edm": _edm,
+}
+
+# (target, schedules with this property) -> why it is refused and what to do instead
+REFUSED: dict[str, tuple[Callable[[Schedule], bool], str]] = {
+    "eps": (lambda s: float(s.alpha(torch.ones(1))) == 0, "alpha(1) = 0, so eps says nothing of x_0 at t = 1"),
+    "score": (lambda s: float(s.alpha(torch.ones(1))) == 0, "alpha(1) = 0, so the score says nothing of x_0 at t = 1"),
+}
+
+
+def check(target: str, schedule: Schedule) -> None:
+    """Raise ValueError if the target is unknown, or refused with this schedule."""
+    if target not in TARGETS:
+        raise unknown("target", target, TARGETS)
+    applies, reason = REFUSED.get(target, (lambda _: False, ""))
+    if applies(schedule):
+        raise ValueError(
+            f"target {target!r} with schedule {schedule.spec['name']!r} is refused: {reason}; "
+            "take target 'v', 'x0' or 'flow', or a schedule whose alpha(1) > 0"
+        )
+
+
+def determinant(target: str, schedule: Schedule, t: Tensor) -> Tensor:
+    """det = alpha b - sigma a of (2), float64, (B,)."""
+    a, b = TARGETS[target](schedule, t)
+    return schedule.alpha(t) * b - schedule.sigma(t) * a
+
+
+def to_target(target: str, schedule: Schedule, t: Tensor, x0: Tensor, eps: Tensor) -> Tensor:
+    """y = a x0 + b eps (1): (B, ...)."""
+    a, b = TARGETS[target](schedule, t)
+    return expand(a, x0) * x0 + expand(b, x0) * eps
+
+
+def from_target(target: str, schedule: Schedule, t: Tensor, x_t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """(x0, eps) from what a network said, by (2): both (B, ...)."""
+    a, b = TARGETS[target](schedule, t)
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    det = alpha * b - sigma * a
+    x0 = expand(b / det, x_t) * x_t - expand(sigma / det, x_t) * y
+    return x0, expand(alpha / det, x_t) * y - expand(a / det, x_t) * x_t
+
+
+def scaled_input(target: str, schedule: Schedule, t: Tensor, x_t: Tensor) -> Tensor:
+    """What the network is shown: c_in x_t for EDM (3), x_t itself for every other row."""
+    return expand(edm_coefficients(schedule, t)[0], x_t) * x_t if target == "edm" else x_t
+
+
+class Predicted(Protocol):
+    """What a variance may look at: the parts of a Prediction that say how sure it is."""
+
+    @property
+    def variance_mix(self) -> Tensor | None: ...
+    @property
+    def x0_variance(self) -> Tensor | None: ...
+
+
+def _large(schedule: Schedule, t: Tensor, s: Tensor, prediction: Predicted) -> Tensor:
+    return transition_coefficients(schedule, s, t)[1].log()
+
+
+def _small(schedule: Schedule, t: Tensor, s: Tensor, prediction: Predicted) -> Tensor:
+    return posterior_log_variance(schedule, t, s)
+
+
+def _learned(schedule: Schedule, t: Tensor, s: Tensor, prediction: Predicted) -> Tensor:
+    mix = prediction.variance_mix
+    if mix is None:
+        raise ValueError("variance 'learned' needs a network that predicts it; take 'small' or 'large'")
+    high, low = _large(schedule, t, s, prediction), _small(schedule, t, s, prediction)
+    return expand(low, mix) + mix * expand(high - low, mix)
+
+
+def _optimal(schedule: Schedule, t: Tensor, s: Tensor, prediction: Predicted) -> Tensor:
+    spread = prediction.x0_variance
+    if spread is None:
+        raise ValueError("variance 'optimal' needs a denoiser that knows Var[x_0 | x_t], as the testbed's do")
+    _, c_0, u_ts = posterior_coefficients(schedule, t, s)
+    return (expand(u_ts, spread) + expand(c_0.square(), spread) * spread).log()
+
+
+def _model(schedule: Schedule, t: Tensor, s: Tensor, prediction: Predicted) -> Tensor:
+    return (_small if prediction.variance_mix is None else _learned)(schedule, t, s, prediction)
+
+
+# log variance of p(x_s | x_t), (B,) or (B, ...); "model" is what the network learned, or small if it learned none
+VARIANCES: dict[str, Callable[[Schedule, Tensor, Tensor, Predicted], Tensor]] = {
+    "model": _model,
+    "large": _large,
+    "small": _small,
+    "learned": _learned,
+    "optimal": _optimal,
+}

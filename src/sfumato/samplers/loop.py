@@ -1,0 +1,96 @@
+"""The one loop: it answers what samplers ask.
+
+A sampler is a generator.  It yields a `Query` (x, t) wherever it wants the Denoiser's opinion, is sent the Prediction,
+and returns x_0:
+
+    def ddim(x, times, schedule, noise, *, eta=0.0):
+        for k, (t, s) in enumerate(times):
+            p = yield Query(x, t)
+            x = ...
+        return x
+
+Everything around a sampler is done to the queries that pass: a film looks at them, a server joins them, closing the
+generator cancels.  No generator holds a grad or autocast context across a yield; the loop runs under no_grad.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sfumato import grids
+from sfumato.denoiser import Cond, Denoiser, Prediction, Query
+from sfumato.noise import RowNoise
+from sfumato.options import call_with
+from sfumato.schedules import Schedule
+
+
+Steps = Sequence[tuple[Tensor, Tensor]]  # the (t, s) pairs of a grid
+Noise = Callable[[int], Tensor]  # step -> N(0, I) of x's shape
+Walk = Generator[Query, Prediction, Tensor]
+Sampler = Callable[[Tensor, Steps, Schedule, Noise], Walk]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of SAMPLERS: the generator, its order of convergence, calls of the Denoiser a step, and what it is."""
+
+    run: Callable[..., Walk]
+    order: int
+    calls: int
+    stochastic: bool
+    summary: str
+
+
+def answer(denoiser: Denoiser, query: Query, cond: Cond | None) -> Prediction:
+    """The Denoiser's Prediction for one query, its t spread over the rows."""
+    t = query.t.to(query.x.device).expand(query.x.shape[0])
+    return denoiser(query.x, t, cond)
+
+
+def walk(
+    denoiser: Denoiser,
+    x_T: Tensor,
+    sampler: Sampler,
+    times: Tensor,
+    noise: Noise,
+    cond: Cond | None = None,
+) -> Iterator[tuple[Tensor, Tensor, Prediction | None]]:
+    """Yield (t, x_t, Prediction) for every query of the sampler, and at last (0, x_0, None)."""
+    steps = grids.pairs(times)
+    generator = sampler(x_T, steps, denoiser.schedule, noise)
+    try:
+        with torch.no_grad():
+            query = next(generator)
+        while True:
+            with torch.no_grad():
+                prediction = answer(denoiser, query, cond)
+            yield query.t, query.x, prediction
+            with torch.no_grad():
+                query = generator.send(prediction)
+    except StopIteration as end:
+        yield steps[-1][1], end.value, None
+    finally:
+        generator.close()
+
+
+def named(sampler: str | Sampler, table: dict[str, Row]) -> Sampler:
+    """A sampler from its name, its name with options ("ddim:eta=0.5"), or itself."""
+    if isinstance(sampler, str):
+        return call_with("sampler", sampler, {name: row.run for name, row in table.items()})
+    return sampler
+
+
+def grid_of(grid: str | Tensor | None, schedule: Schedule, steps: int) -> Tensor:
+    """The visited times from a row of GRIDS by name, from a list of times, or the default (trailing)."""
+    if isinstance(grid, Tensor):
+        return grid
+    return call_with("grid", grid or "trailing", grids.GRIDS)(schedule, steps)
+
+
+def noise_of(seeds: Sequence[int] | Tensor | None, x_T: Tensor) -> RowNoise:
+    """Each row's own noise; without seeds, row b has seed b."""
+    return RowNoise(range(len(x_T)) if seeds is None else seeds, x_T)

@@ -1,0 +1,292 @@
+"""Schedules: how signal fades and noise grows.
+
+The forward process is one line, for t in [0, 1] (t = 0 is data, t = 1 is noise):
+
+    x_t = alpha(t) x_0 + sigma(t) eps,    eps ~ N(0, I)                                                     (1)
+    logsnr(t) = log alpha(t)^2 / sigma(t)^2,  which falls with t                                            (2)
+
+A T-step model (DDPM) lives on the grid t = i/T, i = 1..T, and is given by its betas:
+
+    alphas_cumprod_i = prod_{j <= i} (1 - beta_j) = alpha(i/T)^2,   sigma^2 = 1 - alpha^2                   (3)
+
+    linear      beta_i from beta_start to beta_end in equal steps                               [1]
+    quadratic   sqrt(beta_i) from sqrt(beta_start) to sqrt(beta_end) in equal steps             [2]
+    cosine      alphas_cumprod_i = f(i)/f(0), f(i) = cos^2((i/T + s)/(1 + s) pi/2), beta <= 0.999   [3]
+    sigmoid     beta_i = sigmoid(linspace(-6, 6)) (beta_end - beta_start) + beta_start          [4]
+
+Betas are meant for 1,000 steps; for another T they are scaled by 1000/T, so that the end stays as noisy.  Between
+grid points log alphas_cumprod is interpolated linearly, so every discrete schedule is also a continuous one.  The
+closed continuous forms are `linear_continuous` (beta(t) rises linearly) and `cosine_continuous`; `rectified` is the
+straight path alpha = 1 - t, sigma = t [5]; `edm` is alpha = 1, sigma = t sigma_max [6].
+
+Everything here is computed and returned in float64, since what follows cancels; x keeps its own dtype.
+
+[1] J. Ho, A. Jain, P. Abbeel, "Denoising Diffusion Probabilistic Models", arXiv:2006.11239
+[2] the betas "quad" of [1]'s code; J. Song, C. Meng, S. Ermon, "Denoising Diffusion Implicit Models", arXiv:2010.02502
+[3] A. Nichol, P. Dhariwal, "Improved Denoising Diffusion Probabilistic Models", arXiv:2102.09672
+[4] M. Xu et al., "GeoDiff", arXiv:2203.02923
+[5] X. Liu, C. Gong, Q. Liu, "Flow Straight and Fast", arXiv:2209.03003
+[6] T. Karras, M. Aittala, T. Aila, S. Laine, "Elucidating the Design Space of Diffusion-Based Generative Models",
+    arXiv:2206.00364
+"""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfumato.options import split, unknown
+
+_SNAP = 1e-4  # a time within 1e-4 of a step of the T-step grid is that step: float32 times lose about 6e-5 of one
+
+
+def _double(t: Tensor | float) -> Tensor:
+    return torch.as_tensor(t).to(torch.float64)
+
+
+class Schedule(abc.ABC):
+    """alpha(t) and sigma(t) for t in [0, 1] of shape (B,), in float64; logsnr and derivatives follow from them.
+
+    ``spec`` is what `from_spec` reads back: {"name": a row of SCHEDULES, option: value, ...}.
+    ``steps`` is T on a T-step schedule and None on a continuous one.  The prior of x_1 is N(0, prior_std^2 I).
+    """
+
+    name: str
+    steps: int | None = None
+    prior_std: float = 1.0
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        return {"name": self.name, **asdict(self)}  # type: ignore[call-overload]
+
+    @abc.abstractmethod
+    def alpha(self, t: Tensor) -> Tensor: ...
+
+    @abc.abstractmethod
+    def sigma(self, t: Tensor) -> Tensor: ...
+
+    def logsnr(self, t: Tensor) -> Tensor:
+        """log(alpha^2 / sigma^2) (2): +inf where sigma = 0, -inf where alpha = 0."""
+        return 2 * (self.alpha(t).log() - self.sigma(t).log())
+
+    def derivative(self, of: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+        """d of(t) / dt for one of this schedule's own functions, exactly, by automatic differentiation."""
+        with torch.enable_grad():
+            t = _double(t).detach().clone().requires_grad_()
+            return torch.autograd.grad(of(t).sum(), t)[0]
+
+    def dalpha(self, t: Tensor) -> Tensor:
+        return self.derivative(self.alpha, t)
+
+    def dsigma(self, t: Tensor) -> Tensor:
+        return self.derivative(self.sigma, t)
+
+    def dlogsnr(self, t: Tensor) -> Tensor:
+        return self.derivative(self.logsnr, t)
+
+
+@dataclass(frozen=True, eq=False)
+class Discrete(Schedule):
+    """A T-step schedule (3), from betas of shape (T,) in (0, 1); made by the functions below."""
+
+    betas: Tensor
+    name: str
+    options: Mapping[str, Any]
+    log_alphas_cumprod: Tensor = field(init=False, repr=False)  # (T + 1,), 0 at i = 0
+
+    def __post_init__(self) -> None:
+        betas = _double(self.betas)
+        if betas.ndim != 1 or len(betas) == 0 or not bool(((betas > 0) & (betas < 1)).all()):
+            raise ValueError(
+                f"betas must be a list of numbers in (0, 1), got {_span(betas)} for {self.name!r} with {len(betas)} steps; "
+                "betas are scaled by 1000/steps, so take more steps, a smaller beta_end, or 'cosine'"
+            )
+        cumulative = torch.cumsum(torch.log1p(-betas), 0)
+        object.__setattr__(self, "betas", betas)
+        object.__setattr__(self, "log_alphas_cumprod", torch.cat([betas.new_zeros(1), cumulative]))
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        return {"name": self.name, **self.options}
+
+    @property
+    def steps(self) -> int:  # type: ignore[override]
+        return len(self.betas)
+
+    @property
+    def alphas_cumprod(self) -> Tensor:
+        """alpha-bar_i for i = 1..T, shape (T,)."""
+        return self.log_alphas_cumprod[1:].exp()
+
+    def _log_alpha_squared(self, t: Tensor) -> Tensor:
+        i = _double(t) * self.steps
+        nearest = i.round()
+        i = torch.where((i - nearest).abs() < _SNAP, i + (nearest - i).detach(), i)
+        low = i.detach().floor().clamp(0, self.steps - 1)
+        table = self.log_alphas_cumprod.to(i.device)
+        left, right = table[low.long()], table[low.long() + 1]
+        return left + (i - low) * (right - left)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.exp(0.5 * self._log_alpha_squared(t))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sqrt(-torch.expm1(self._log_alpha_squared(t)))
+
+
+def _span(values: Tensor) -> str:
+    return "nothing" if values.numel() == 0 else f"values from {values.min().item():.4g} to {values.max().item():.4g}"
+
+
+def _count(steps: int) -> int:
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+        raise ValueError(f"a schedule has a whole number of steps, at least 1; got {steps!r}")
+    return steps
+
+
+def _ramp(steps: int, first: float, last: float) -> Tensor:
+    """`steps` equal steps from first to last; one step alone is the last."""
+    start = first if steps > 1 else last
+    return torch.linspace(start, last, steps, dtype=torch.float64)
+
+
+def _named(name: str, betas: Tensor, **options: float) -> Discrete:
+    return Discrete(betas, name, {"steps": len(betas), **options})
+
+
+def linear(steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Discrete:
+    """beta_i linear in i [1]."""
+    betas = _ramp(_count(steps), beta_start, beta_end) * (1000 / steps)
+    return _named("linear", betas, beta_start=beta_start, beta_end=beta_end)
+
+
+def quadratic(steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Discrete:
+    """sqrt(beta_i) linear in i [2]."""
+    betas = _ramp(_count(steps), math.sqrt(beta_start), math.sqrt(beta_end)).square() * (1000 / steps)
+    return _named("quadratic", betas, beta_start=beta_start, beta_end=beta_end)
+
+
+def sigmoid(steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Discrete:
+    """beta_i = sigmoid(linspace(-6, 6, T)) (beta_end - beta_start) + beta_start [4]."""
+    curve = torch.sigmoid(_ramp(_count(steps), -6.0, 6.0))
+    betas = (curve * (beta_end - beta_start) + beta_start) * (1000 / steps)
+    return _named("sigmoid", betas, beta_start=beta_start, beta_end=beta_end)
+
+
+def cosine(steps: int = 1000, s: float = 0.008) -> Discrete:
+    """alphas_cumprod_i = f(i)/f(0), f(i) = cos^2 u_i, u_i = (i/T + s)/(1 + s) pi/2, with beta_i capped at 0.999 [3].
+
+    beta_i = 1 - cos^2 u_i / cos^2 u_{i-1} = sin(u_i - u_{i-1}) sin(u_i + u_{i-1}) / cos^2 u_{i-1}, without cancelling.
+    """
+    u = (torch.arange(_count(steps) + 1, dtype=torch.float64) / steps + s) / (1 + s) * (math.pi / 2)
+    betas = torch.sin(u[1:] - u[:-1]) * torch.sin(u[1:] + u[:-1]) / torch.cos(u[:-1]) ** 2
+    return _named("cosine", betas.clamp(max=0.999), s=s)
+
+
+def from_betas(betas: Sequence[float] | Tensor) -> Discrete:
+    """The T-step schedule of any betas in (0, 1), taken as they are."""
+    betas = _double(betas)
+    return Discrete(betas, "from_betas", {"betas": betas.tolist()})
+
+
+@dataclass(frozen=True)
+class LinearContinuous(Schedule):
+    """beta(t) = beta_min + t (beta_max - beta_min) per unit of time; log alpha(t) = -1/2 int_0^t beta."""
+
+    name = "linear_continuous"
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def _log_alpha_squared(self, t: Tensor) -> Tensor:
+        t = _double(t)
+        return -t * (self.beta_min + 0.5 * t * (self.beta_max - self.beta_min))
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.exp(0.5 * self._log_alpha_squared(t))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sqrt(-torch.expm1(self._log_alpha_squared(t)))
+
+
+@dataclass(frozen=True)
+class CosineContinuous(Schedule):
+    """alpha(t) = cos(a + b)/cos b, a = t/(1 + s) pi/2, b = s/(1 + s) pi/2; no cap, so alpha(1) = 0.
+
+    cos(a + b) = sin((1 - t)/(1 + s) pi/2) and cos^2 b - cos^2(a + b) = sin a sin(a + 2b), so neither end cancels.
+    """
+
+    name = "cosine_continuous"
+    s: float = 0.008
+
+    def alpha(self, t: Tensor) -> Tensor:
+        quarter = math.pi / 2 / (1 + self.s)
+        return torch.sin((1 - _double(t)) * quarter) / math.cos(self.s * quarter)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        quarter = math.pi / 2 / (1 + self.s)
+        a, b = _double(t) * quarter, self.s * quarter
+        return torch.sqrt(torch.sin(a) * torch.sin(a + 2 * b)) / math.cos(b)
+
+
+@dataclass(frozen=True)
+class Rectified(Schedule):
+    """The straight path: alpha = 1 - t, sigma = t [5]."""
+
+    name = "rectified"
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1 - _double(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return _double(t)
+
+
+@dataclass(frozen=True)
+class EDM(Schedule):
+    """Variance exploding: alpha = 1, sigma = t sigma_max [6]; the prior is N(0, sigma_max^2 I)."""
+
+    name = "edm"
+    sigma_max: float = 80.0
+
+    @property
+    def prior_std(self) -> float:  # type: ignore[override]
+        return self.sigma_max
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(_double(t))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return _double(t) * self.sigma_max
+
+
+linear_continuous, cosine_continuous, rectified, edm = LinearContinuous, CosineContinuous, Rectified, EDM
+
+SCHEDULES: dict[str, Callable[..., Schedule]] = {
+    "linear": linear,
+    "quadratic": quadratic,
+    "cosine": cosine,
+    "sigmoid": sigmoid,
+    "from_betas": from_betas,
+    "linear_continuous": linear_continuous,
+    "cosine_continuous": cosine_continuous,
+    "rectified": rectified,
+    "edm": edm,
+}
+
+
+def from_spec(spec: str | Mapping[str, Any]) -> Schedule:
+    """A schedule from its text ("cosine:steps=100") or from the ``spec`` another one gave."""
+    name, options = split(spec) if isinstance(spec, str) else (spec["name"], dict(spec))
+    options.pop("name", None)
+    if name not in SCHEDULES:
+        raise unknown("schedule", name, SCHEDULES)
+    try:
+        return SCHEDULES[name](**options)
+    except TypeError as error:
+        raise ValueError(f"schedule {name!r} with options {options}: {error}") from error
