@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sfumato import parameterization
 from sfumato.options import unknown
-from sfumato.schedules import Schedule
+from sfumato.schedules import Discrete, Schedule
 
 Cond = Mapping[str, Tensor]
 
@@ -47,7 +47,7 @@ class Query:
 
 
 class Denoiser(abc.ABC):
-    """Abstract: ``denoiser(x_t, t, cond)`` for x_t (B, ...), t (B,) in (0, 1]; null_cond says what "no condition" is."""
+    """Abstract: ``denoiser(x_t, t, cond)`` for x_t (B, ...), t (B,) in (0, 1]; null_cond is what "no condition" is."""
 
     schedule: Schedule
     null_cond: Cond = {}  # noqa: RUF012 - a Mapping, never written; rows of shape (1, ...)
@@ -62,11 +62,11 @@ def from_x0(schedule: Schedule, x_t: Tensor, t: Tensor, x0: Tensor) -> Predictio
 
 
 def _index(schedule: Schedule, t: Tensor) -> Tensor:
-    if schedule.steps is None:
+    if not isinstance(schedule, Discrete):
         raise ValueError(
-            f"time 'index' needs a T-step schedule, and {schedule.spec['name']!r} is continuous; take 'unit' or 'logsnr'"
+            f"time 'index' needs a T-step schedule, {schedule.spec['name']!r} is continuous; take 'unit' or 'logsnr'"
         )
-    return t * schedule.steps - 1
+    return schedule.position(t) - 1
 
 
 # what the network is told of t: index is i - 1 on the T-step grid (as diffusers counts), unit is t itself

@@ -5,7 +5,7 @@ first state is the prior at t = 1 and the last is at t = 0, where sigma = 0, for
 are distinct steps i_k/T, so S runs from 1 to T, and S = T visits every one.
 
     trailing    i_k = round(T k/S)                        equal strides down from T [1]
-    uniform     i_k = round(1 + (T - 1)(k - 1)/(S - 1))   equal strides from T to 1, then the last step 1 -> 0
+    uniform     i_k = 1 + round((T - 1)(k - 1)/(S - 1))   equal strides from T to 1, then the last step 1 -> 0
     quadratic   i_k = round(T (k/S)^2)                    more steps where there is little noise [2]
 
 On a continuous schedule trailing and uniform are both t_k = k/S, and quadratic (k/S)^2.
@@ -16,49 +16,43 @@ On a continuous schedule trailing and uniform are both t_k = k/S, and quadratic 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from sfumato.options import whole
 from sfumato.schedules import Schedule
 
 
-def _check(schedule: Schedule, steps: int) -> int:
-    most = schedule.steps
-    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1 or (most is not None and steps > most):
-        allowed = "at least 1" if most is None else f"1 to {most}, the steps the model was trained on"
-        raise ValueError(f"steps must be a whole number, {allowed}; got {steps!r}")
-    return steps
+def _visit(schedule: Schedule, wished: np.ndarray) -> Tensor:
+    """Wished steps 0 = i_0 < ... < i_S = T (or times, on a continuous schedule), ascending -> the grid, descending.
 
-
-def _visit(schedule: Schedule, t: Tensor) -> Tensor:
-    """Wished times 0 = t_0 < ... < t_S = 1, ascending -> the grid, descending; distinct steps on a T-step schedule.
-
-    Rounded steps that fall together move up to the next free one: i_k = max_j<=k (i_j + k - j), capped so that the
-    steps above still fit.
+    On a T-step schedule they are rounded, ties to even; those that then fall together move up to the next free step,
+    i_k = max_j<=k (i_j + k - j), capped so that the steps above still fit.
     """
     if schedule.steps is not None:
-        k = torch.arange(len(t))
-        room = schedule.steps - (len(t) - 1)
-        i = (t * schedule.steps + 1e-9).round().long() - k
-        t = (i.cummax(0).values.clamp(0, room) + k).double() / schedule.steps
-    return t.flip(0)
+        k = np.arange(len(wished))
+        i = np.maximum.accumulate(wished.round() - k).clip(0, schedule.steps - k[-1]) + k
+        wished = i / schedule.steps
+    return torch.from_numpy(wished).flip(0)
 
 
 def trailing(schedule: Schedule, steps: int) -> Tensor:
-    return _visit(schedule, torch.linspace(0, 1, _check(schedule, steps) + 1, dtype=torch.float64))
+    return _visit(schedule, np.linspace(0, schedule.steps or 1, whole("steps", steps, schedule.steps) + 1))
 
 
 def uniform(schedule: Schedule, steps: int) -> Tensor:
-    if schedule.steps is None or _check(schedule, steps) == 1:
+    if schedule.steps is None or whole("steps", steps, schedule.steps) == 1:
         return trailing(schedule, steps)
-    visited = torch.linspace(1 / schedule.steps, 1, steps, dtype=torch.float64)
-    return _visit(schedule, torch.cat([visited.new_zeros(1), visited]))
+    return _visit(schedule, np.append(0, 1 + np.linspace(0, schedule.steps - 1, steps).round()))
 
 
 def quadratic(schedule: Schedule, steps: int) -> Tensor:
-    return _visit(schedule, torch.linspace(0, 1, _check(schedule, steps) + 1, dtype=torch.float64).square())
+    k = np.linspace(0, 1, whole("steps", steps, schedule.steps) + 1)
+    return _visit(schedule, k**2 * (schedule.steps or 1))
 
 
 # (schedule, steps) -> (S + 1,) float64, from 1 down to 0
@@ -76,4 +70,4 @@ def pairs(times: Tensor) -> list[tuple[Tensor, Tensor]]:
         raise ValueError(
             f"a grid is a list of at least two times falling from at most 1 to at least 0; got {times.tolist()[:8]}"
         )
-    return list(zip(times[:-1], times[1:], strict=True))
+    return list(itertools.pairwise(times))

@@ -38,7 +38,7 @@ from torch import Tensor
 from sfumato import gaussian
 from sfumato.denoiser import Prediction
 from sfumato.parameterization import SIGMA_DATA, VARIANCES, determinant
-from sfumato.schedules import Schedule
+from sfumato.schedules import SNAP, Schedule
 
 EDGE = 1e-5  # continuous times are drawn from [EDGE, 1 - EDGE], where no weight is infinite
 CONTINUOUS_STEPS = 1000  # the T of a bound on a continuous schedule
@@ -49,7 +49,7 @@ Weighting = Callable[[Schedule, Tensor], Tensor]
 def previous(schedule: Schedule, t: Tensor) -> Tensor:
     """s = t - 1/T, float64, (B,); exactly 0 under the first step."""
     s = t.double() - 1 / (schedule.steps or CONTINUOUS_STEPS)
-    return torch.where(s < 1e-9, 0.0, s)
+    return torch.where(s < SNAP, 0.0, s)
 
 
 def _snr(schedule: Schedule, t: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ def _row_mean(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Noised:
-    """x_t = alpha x_0 + sigma eps and how it was made: x_0 and x_t (B, ...), t (B,); bin_width of the codec, or None."""
+    """x_t = alpha x_0 + sigma eps and how it was made: x_0 and x_t (B, ...), t (B,); the codec's bin_width."""
 
     schedule: Schedule
     x_0: Tensor

@@ -35,8 +35,8 @@ BOUND = 9  # Monte-Carlo draws of the likelihood bound
 
 def philox(seed: int, stream: int, step: int = 0) -> np.random.Generator:
     """The generator of ``(seed, stream, step)``; a seed is any integer, taken modulo 2^64."""
-    bits = np.random.Philox(key=[int(seed) % 2**64, stream], counter=[0, 0, 0, step])
-    return np.random.Generator(bits)
+    key = np.array([int(seed) % 2**64, stream], dtype=np.uint64)  # a list would pass through float64 above 2^63
+    return np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, 0, step], dtype=np.uint64)))
 
 
 def normal(seeds: Sequence[int] | Tensor, shape: Sequence[int], stream: int, step: int = 0) -> Tensor:

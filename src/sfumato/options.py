@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -30,11 +31,20 @@ def value(text: str) -> Any:
         return text
 
 
+def whole(what: str, given: Any, most: int | None = None) -> int:
+    """A whole number from 1 to most, or ValueError."""
+    if not isinstance(given, int) or isinstance(given, bool) or given < 1 or (most is not None and given > most):
+        raise ValueError(
+            f"{what} must be a whole number {'>= 1' if most is None else f'from 1 to {most}'}; got {given!r}"
+        )
+    return given
+
+
 def split(text: str) -> tuple[str, dict[str, Any]]:
     """``"ddim:eta=0.5,clip=True"`` -> ``("ddim", {"eta": 0.5, "clip": True})``."""
     name, _, tail = text.partition(":")
     options = {}
-    for part in filter(None, tail.split(",")):
+    for part in filter(None, re.split(r",(?![^\[(]*[\])])", tail)):  # not at a comma inside brackets
         key, equals, given = part.partition("=")
         if not equals:
             raise ValueError(f"{text!r}: option {part!r} has no value; write {name}:{part}=VALUE")
@@ -50,8 +60,11 @@ def call_with(kind: str, text: str, table: Mapping[str, Callable[..., Any]]) -> 
     function = table[name]
     if not options:
         return function
-    allowed = [p.name for p in inspect.signature(function).parameters.values() if p.default is not p.empty]
-    for option in options:
+    parameters = inspect.signature(function).parameters.values()
+    allowed = {p.name: p.default for p in parameters if p.default is not p.empty}
+    for option, given in options.items():
         if option not in allowed:
             raise unknown(f"option of {kind} {name}", option, allowed)
+        if isinstance(allowed[option], int | float) and not isinstance(given, int | float):
+            raise ValueError(f"option {option} of {kind} {name} is a number, as {allowed[option]!r} is; got {given!r}")
     return partial(function, **options)

@@ -17,7 +17,7 @@ A network's target is a combination of signal and noise, and x_t is another:
 
 EDM's coefficients, for data of standard deviation sigma_data, here for any alpha (its paper has alpha = 1):
 
-    c_in = (sigma^2 + alpha^2 sigma_data^2)^(-1/2),  c_skip = alpha sigma_data^2 c_in^2,  c_out = sigma sigma_data c_in  (3)
+    c_in = (sigma^2 + (alpha sigma_data)^2)^(-1/2), c_skip = alpha sigma_data^2 c_in^2, c_out = sigma sigma_data c_in (3)
 
 det tells where a row is ill-conditioned: REFUSED lists the pairs that do not work, with the reason and the way out.
 From (2) an error d in x0 is an error -(det/sigma) d in y, so a weight w on the x0 error is w (sigma/det)^2 on y's.
@@ -31,7 +31,8 @@ The reverse variance of a step t -> s is one of VARIANCES, as log variance:
 T. Salimans, J. Ho, "Progressive Distillation", arXiv:2202.00512 (v)
 T. Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", arXiv:2206.00364 (edm)
 Y. Lipman et al., "Flow Matching for Generative Modeling", arXiv:2210.02747 (flow)
-A. Nichol, P. Dhariwal, "Improved DDPM", arXiv:2102.09672 (learned); F. Bao et al., "Analytic-DPM", arXiv:2201.06503 (optimal)
+A. Nichol, P. Dhariwal, "Improved DDPM", arXiv:2102.09672 (learned)
+F. Bao et al., "Analytic-DPM", arXiv:2201.06503 (optimal)
 """
 
 from __future__ import annotations

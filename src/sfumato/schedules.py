@@ -41,9 +41,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfumato.options import split, unknown
+from sfumato.options import split, unknown, whole
 
-_SNAP = 1e-4  # a time within 1e-4 of a step of the T-step grid is that step: float32 times lose about 6e-5 of one
+SNAP = 2.0**-22  # a time this near to a step of the T-step grid is that step: float32 has at most 2^-24 between times
 
 
 def _double(t: Tensor | float) -> Tensor:
@@ -77,9 +77,10 @@ class Schedule(abc.ABC):
 
     def derivative(self, of: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
         """d of(t) / dt for one of this schedule's own functions, exactly, by automatic differentiation."""
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
             t = _double(t).detach().clone().requires_grad_()
-            return torch.autograd.grad(of(t).sum(), t)[0]
+            total = of(t).sum()
+            return torch.autograd.grad(total, t)[0] if total.requires_grad else torch.zeros_like(t)  # a constant
 
     def dalpha(self, t: Tensor) -> Tensor:
         return self.derivative(self.alpha, t)
@@ -91,8 +92,21 @@ class Schedule(abc.ABC):
         return self.derivative(self.logsnr, t)
 
 
+class VariancePreserving(Schedule):
+    """alpha^2 + sigma^2 = 1, given by log alpha^2, so that neither end cancels."""
+
+    @abc.abstractmethod
+    def log_alpha_squared(self, t: Tensor) -> Tensor: ...
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.exp(0.5 * self.log_alpha_squared(t))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sqrt(-torch.expm1(self.log_alpha_squared(t)))
+
+
 @dataclass(frozen=True, eq=False)
-class Discrete(Schedule):
+class Discrete(VariancePreserving):
     """A T-step schedule (3), from betas of shape (T,) in (0, 1); made by the functions below."""
 
     betas: Tensor
@@ -104,7 +118,7 @@ class Discrete(Schedule):
         betas = _double(self.betas)
         if betas.ndim != 1 or len(betas) == 0 or not bool(((betas > 0) & (betas < 1)).all()):
             raise ValueError(
-                f"betas must be a list of numbers in (0, 1), got {_span(betas)} for {self.name!r} with {len(betas)} steps; "
+                f"betas must be numbers in (0, 1), got {_span(betas)} for {self.name!r} with {len(betas)} steps; "
                 "betas are scaled by 1000/steps, so take more steps, a smaller beta_end, or 'cosine'"
             )
         cumulative = torch.cumsum(torch.log1p(-betas), 0)
@@ -124,35 +138,27 @@ class Discrete(Schedule):
         """alpha-bar_i for i = 1..T, shape (T,)."""
         return self.log_alphas_cumprod[1:].exp()
 
-    def _log_alpha_squared(self, t: Tensor) -> Tensor:
+    def position(self, t: Tensor) -> Tensor:
+        """t T, exactly i at a step i/T of the grid, of whatever precision t is."""
         i = _double(t) * self.steps
-        nearest = i.round()
-        i = torch.where((i - nearest).abs() < _SNAP, i + (nearest - i).detach(), i)
+        off = (i.round() - i).detach()
+        return torch.where(off.abs() < SNAP * self.steps, i + off, i)
+
+    def log_alpha_squared(self, t: Tensor) -> Tensor:
+        i = self.position(t)
         low = i.detach().floor().clamp(0, self.steps - 1)
         table = self.log_alphas_cumprod.to(i.device)
         left, right = table[low.long()], table[low.long() + 1]
         return left + (i - low) * (right - left)
-
-    def alpha(self, t: Tensor) -> Tensor:
-        return torch.exp(0.5 * self._log_alpha_squared(t))
-
-    def sigma(self, t: Tensor) -> Tensor:
-        return torch.sqrt(-torch.expm1(self._log_alpha_squared(t)))
 
 
 def _span(values: Tensor) -> str:
     return "nothing" if values.numel() == 0 else f"values from {values.min().item():.4g} to {values.max().item():.4g}"
 
 
-def _count(steps: int) -> int:
-    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-        raise ValueError(f"a schedule has a whole number of steps, at least 1; got {steps!r}")
-    return steps
-
-
 def _ramp(steps: int, first: float, last: float) -> Tensor:
     """`steps` equal steps from first to last; one step alone is the last."""
-    start = first if steps > 1 else last
+    start = first if whole("steps of a schedule", steps) > 1 else last
     return torch.linspace(start, last, steps, dtype=torch.float64)
 
 
@@ -162,19 +168,19 @@ def _named(name: str, betas: Tensor, **options: float) -> Discrete:
 
 def linear(steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Discrete:
     """beta_i linear in i [1]."""
-    betas = _ramp(_count(steps), beta_start, beta_end) * (1000 / steps)
+    betas = _ramp(steps, beta_start, beta_end) * (1000 / steps)
     return _named("linear", betas, beta_start=beta_start, beta_end=beta_end)
 
 
 def quadratic(steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Discrete:
     """sqrt(beta_i) linear in i [2]."""
-    betas = _ramp(_count(steps), math.sqrt(beta_start), math.sqrt(beta_end)).square() * (1000 / steps)
+    betas = _ramp(steps, math.sqrt(beta_start), math.sqrt(beta_end)).square() * (1000 / steps)
     return _named("quadratic", betas, beta_start=beta_start, beta_end=beta_end)
 
 
 def sigmoid(steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Discrete:
     """beta_i = sigmoid(linspace(-6, 6, T)) (beta_end - beta_start) + beta_start [4]."""
-    curve = torch.sigmoid(_ramp(_count(steps), -6.0, 6.0))
+    curve = torch.sigmoid(_ramp(steps, -6.0, 6.0))
     betas = (curve * (beta_end - beta_start) + beta_start) * (1000 / steps)
     return _named("sigmoid", betas, beta_start=beta_start, beta_end=beta_end)
 
@@ -182,36 +188,31 @@ def sigmoid(steps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02)
 def cosine(steps: int = 1000, s: float = 0.008) -> Discrete:
     """alphas_cumprod_i = f(i)/f(0), f(i) = cos^2 u_i, u_i = (i/T + s)/(1 + s) pi/2, with beta_i capped at 0.999 [3].
 
-    beta_i = 1 - cos^2 u_i / cos^2 u_{i-1} = sin(u_i - u_{i-1}) sin(u_i + u_{i-1}) / cos^2 u_{i-1}, without cancelling.
+    beta_i = 1 - sin^2 v_i / sin^2 v_{i-1} = sin(v_{i-1} - v_i) sin(v_{i-1} + v_i) / sin^2 v_{i-1}, v_i = pi/2 - u_i,
+    which does not cancel.
     """
-    u = (torch.arange(_count(steps) + 1, dtype=torch.float64) / steps + s) / (1 + s) * (math.pi / 2)
-    betas = torch.sin(u[1:] - u[:-1]) * torch.sin(u[1:] + u[:-1]) / torch.cos(u[:-1]) ** 2
+    v = torch.arange(whole("steps of a schedule", steps), -1, -1, dtype=torch.float64) / steps / (1 + s) * (math.pi / 2)
+    betas = torch.sin(v[:-1] - v[1:]) * torch.sin(v[:-1] + v[1:]) / torch.sin(v[:-1]) ** 2
     return _named("cosine", betas.clamp(max=0.999), s=s)
 
 
 def from_betas(betas: Sequence[float] | Tensor) -> Discrete:
     """The T-step schedule of any betas in (0, 1), taken as they are."""
-    betas = _double(betas)
+    betas = torch.as_tensor(betas, dtype=torch.float64)
     return Discrete(betas, "from_betas", {"betas": betas.tolist()})
 
 
 @dataclass(frozen=True)
-class LinearContinuous(Schedule):
+class LinearContinuous(VariancePreserving):
     """beta(t) = beta_min + t (beta_max - beta_min) per unit of time; log alpha(t) = -1/2 int_0^t beta."""
 
     name = "linear_continuous"
     beta_min: float = 0.1
     beta_max: float = 20.0
 
-    def _log_alpha_squared(self, t: Tensor) -> Tensor:
+    def log_alpha_squared(self, t: Tensor) -> Tensor:
         t = _double(t)
         return -t * (self.beta_min + 0.5 * t * (self.beta_max - self.beta_min))
-
-    def alpha(self, t: Tensor) -> Tensor:
-        return torch.exp(0.5 * self._log_alpha_squared(t))
-
-    def sigma(self, t: Tensor) -> Tensor:
-        return torch.sqrt(-torch.expm1(self._log_alpha_squared(t)))
 
 
 @dataclass(frozen=True)

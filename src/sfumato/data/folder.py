@@ -1,10 +1,10 @@
 """A folder of pictures, of any sizes and modes.
 
 Rows come in the order of their sorted paths.  Every file in the folder and below must be a picture, except hidden
-ones, `metadata.jsonl`, and a `.txt` beside a picture of the same stem.  First-level sub-folders, if there are two or more,
-are the classes, in sorted order; exactly the two sub-folders `train` and `test` are the two parts, and the classes lie
-within.  A picture's caption is its line {"file_name": ..., "text" or "caption": ...} in the metadata.jsonl of its folder (or
-one above), else its `.txt`.
+ones, `metadata.jsonl`, and a `.txt` beside a picture of the same stem.  First-level sub-folders, if there are two or
+more, are the classes, in sorted order; exactly the two sub-folders `train` and `test` are the two parts, and the
+classes lie within.  A picture's caption is its line {"file_name": ..., "text" or "caption": ...} in the metadata.jsonl
+of its folder, else of the nearest one above, else its `.txt`.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ def folder(data: Data) -> Splits:
     root, channels = Path(data.path), data.channels or 3
     if not root.is_dir():
         raise ValueError(f"{root}: no such folder; give the path of a folder of pictures")
-    listed, complaints = listing(root)
-    captions = caption_lines(root, listed, complaints)
+    listed, metadata, complaints = listing(root)
+    captions = caption_lines(root, listed, metadata, complaints)
     names, shapes, cache = examine(root, listed, channels, data.size, complaints)
-    settle(root, len(listed), complaints, data.skip_broken)
+    settle(root, complaints, data.skip_broken)
     shape = common_shape(root, names, shapes, channels, data.size)
 
     labels, label_names = classes(root, names)
@@ -47,17 +47,18 @@ def folder(data: Data) -> Splits:
     return Splits(train, test, Info(shape, "picture", 256, label_names, f"the folder {root.resolve().name}", rule))
 
 
-def listing(root: Path) -> tuple[list[str], Complaints]:
-    """The files that should be pictures, as sorted paths relative to `root`, and texts that belong to none of them."""
+def listing(root: Path) -> tuple[list[str], list[str], Complaints]:
+    """Sorted paths below `root` of what should be pictures, paths of each metadata.jsonl, texts without a picture."""
     files: list[PurePosixPath] = []
     for where, folders, names in os.walk(root, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
         inside = PurePosixPath(Path(where).relative_to(root).as_posix())
-        files += [inside / name for name in names if not name.startswith(".") and name != METADATA]
-    pictures = sorted(str(file) for file in files if file.suffix != ".txt")
+        files += [inside / name for name in names if not name.startswith(".")]
+    metadata = [str(file) for file in sorted(files, key=lambda file: len(file.parts)) if file.name == METADATA]
+    pictures = sorted(str(file) for file in files if file.suffix != ".txt" and file.name != METADATA)
     stems = {str(PurePosixPath(name).with_suffix("")) for name in pictures}
     texts = [file for file in files if file.suffix == ".txt" and str(file.with_suffix("")) not in stems]
-    return pictures, [(str(text), "text without a picture of the same name") for text in sorted(texts)]
+    return pictures, metadata, [(str(text), "text without a picture of the same name") for text in sorted(texts)]
 
 
 def examine(
@@ -88,14 +89,16 @@ def examine(
     return names, shapes, cache
 
 
-def settle(root: Path, listed: int, complaints: Complaints, skip_broken: bool) -> None:
+def settle(root: Path, complaints: Complaints, skip_broken: bool) -> None:
     """One line that names every unusable file: an error, or with `skip_broken` a warning."""
     if not complaints:
         return
     each = ", ".join(f"{name} ({wrong})" for name, wrong in sorted(complaints))
-    line = f"{root}: {len(complaints)} unusable beside {listed} listed files: {each}"
+    line = f"{root}: cannot use {len(complaints)} file{'s' * (len(complaints) > 1)}: {each}"
     if not skip_broken:
-        raise ValueError(f"{line}; allowed are pictures of at least 2x2 pixels; mend or remove these, or set skip_broken")
+        raise ValueError(
+            f"{line}; allowed are pictures of at least 2x2 pixels; mend or remove these, or set skip_broken"
+        )
     warnings.warn(f"{line}; they are left out (skip_broken)", stacklevel=3)
 
 
@@ -109,10 +112,9 @@ def common_shape(
         return (channels, size, size)
     sizes = sorted({(shape[2], shape[1]) for shape in shapes})
     if len(sizes) > 1:
-        (w0, h0), (w1, h1) = sizes[0], sizes[-1]
-        raise ValueError(
-            f"{root}: pictures of {len(sizes)} sizes came, from {w0}x{h0} to {w1}x{h1}, allowed is one size; set size, e.g. --data.size 64"
-        )
+        least, most = (f"{width}x{height}" for width, height in (sizes[0], sizes[-1]))
+        came = f"pictures of {len(sizes)} sizes came, from {least} to {most}"
+        raise ValueError(f"{root}: {came}; allowed is one size; set size, e.g. --data.size 64")
     return shapes[0]
 
 
@@ -125,7 +127,9 @@ def reader(
         try:
             return decode(root / names[number], channels, size)
         except (OSError, ValueError) as error:
-            raise ValueError(f"{root / names[number]}: {error}; it was a good picture when the run began; mend it") from None
+            raise ValueError(
+                f"{root / names[number]}: {error}; it was a good picture when the run began; mend it"
+            ) from None
 
     if cache is not None:
         return lambda numbers: [cache[number] for number in numbers]
@@ -150,9 +154,8 @@ def classes(root: Path, names: list[str]) -> tuple[np.ndarray | None, tuple[str,
         return None, ()
     loose = [name for name, path in zip(names, paths, strict=True) if len(path.parts) == 1]
     if loose:
-        raise ValueError(
-            f"{root}: {len(loose)} pictures lie beside the class folders {', '.join(found)}, e.g. {loose[0]}; move them into one, or away"
-        )
+        came = f"{len(loose)} pictures, e.g. {loose[0]}, lie beside the class folders {', '.join(found)}"
+        raise ValueError(f"{root}: {came}; allowed is all in class folders or none; move them")
     number = {name: k for k, name in enumerate(found)}
     return np.array([number[path.parts[0]] for path in paths]), found
 
@@ -163,26 +166,26 @@ def held_out_part(root: Path, names: list[str], data: Data) -> tuple[np.ndarray,
         return np.array([name.startswith("test/") for name in names]), "the pictures of the sub-folder test"
     held_out = np.array([data.is_held_out(i) for i in range(len(names))])
     if not held_out.any():
-        raise ValueError(f"{root}: {len(names)} pictures are too few to hold out {data.rule}; add some, or lower held_out (2 or more)")
+        came = f"{len(names)} pictures are too few to hold out {data.rule}"
+        raise ValueError(f"{root}: {came}; add some, or lower held_out (2 or more)")
     return held_out, f"{data.rule} of the sorted paths"
 
 
-def caption_lines(root: Path, listed: list[str], complaints: Complaints) -> dict[str, str]:
-    """Captions by relative path: from each .txt beside a picture, then (stronger) from each metadata.jsonl."""
+def caption_lines(root: Path, listed: list[str], metadata: list[str], complaints: Complaints) -> dict[str, str]:
+    """Captions by relative path: each .txt beside a picture, then (stronger) each metadata.jsonl, the deepest last."""
     captions = {}
     for name in listed:
         text = (root / name).with_suffix(".txt")
         if text.is_file():
             captions[name] = _text(text).strip()
     known = set(listed)
-    for file in sorted(root.rglob(METADATA)):
-        inside = PurePosixPath(file.parent.relative_to(root).as_posix())
-        for number, line in enumerate(_text(file).splitlines(), start=1):
+    for file in metadata:
+        for number, line in enumerate(_text(root / file).split("\n"), start=1):
             if line.strip():
-                name, caption = _metadata(line, f"{file}, line {number}")
-                name = str(inside / name)
+                name, caption = _metadata(line, f"{root / file}, line {number}")
+                name = str(PurePosixPath(file).parent / name)
                 if name not in known:
-                    complaints.append((name, f"named in {METADATA}, line {number}, but not there"))
+                    complaints.append((name, f"named in {file}, line {number}, but not there"))
                 elif caption is not None:
                     captions[name] = caption
     return captions
@@ -213,7 +216,6 @@ def caption_column(root: Path, names: list[str], captions: dict[str, str]) -> np
     if len(missing) == len(names):
         return None
     if missing:
-        raise ValueError(
-            f"{root}: {len(missing)} of {len(names)} pictures have no caption, e.g. {missing[0]}; add them (an empty .txt means no words)"
-        )
+        came = f"{len(missing)} of {len(names)} pictures have no caption, e.g. {missing[0]}"
+        raise ValueError(f"{root}: {came}; allowed is all or none; add them (an empty .txt means no words)")
     return np.array([captions[name] for name in names], dtype=object)

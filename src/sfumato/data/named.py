@@ -1,4 +1,7 @@
-"""Data sets known by name: scikit-learn's digits, and sets read from $SFUMATO_DATA/NAME.npz or fetched by torchvision."""
+"""Data sets known by name.
+
+Digits come with scikit-learn; all others are read from $SFUMATO_DATA/NAME.npz, else torchvision fetches those it has.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +34,12 @@ def stored(name: str) -> Path | None:
     return path if path is not None and path.is_file() else None
 
 
+def stored_names() -> list[str]:
+    """The names of all .npz files in $SFUMATO_DATA."""
+    folder = home()
+    return [] if folder is None else [path.stem for path in folder.glob("*.npz")]
+
+
 def mend(name: str) -> str:
     """How to make a data set of that name known."""
     folder = home()
@@ -45,8 +54,14 @@ def digits(data: Data) -> Splits:
 
     _no_flip(data)
     bunch = load_digits()
-    arrays = {"images": bunch.images.astype(np.uint8), "labels": bunch.target, "label_names": bunch.target_names.astype(str)}
-    source = "Optical Recognition of Handwritten Digits (E. Alpaydin, C. Kaynak, UCI 1998), CC BY 4.0, through scikit-learn"
+    arrays = {
+        "images": bunch.images.astype(np.uint8),
+        "labels": bunch.target,
+        "label_names": bunch.target_names.astype(str),
+    }
+    source = (
+        "Optical Recognition of Handwritten Digits (E. Alpaydin, C. Kaynak, UCI 1998), CC BY 4.0, through scikit-learn"
+    )
     return from_arrays(data, arrays, where="digits", source=source, order="scikit-learn's order", levels=17)
 
 
@@ -95,7 +110,9 @@ def _stored_or_fetched(data: Data, source: str, fetched: Callable[[], dict[str, 
         arrays = fetched()
     except (OSError, RuntimeError) as error:  # no network, a server that is down, a file that fails its checksum
         reason = " ".join(str(error).split())
-        raise ValueError(f"{data.name}: torchvision could not fetch it ({reason}); try again online, or {mend(data.name)}") from None
+        raise ValueError(
+            f"{data.name}: torchvision could not fetch it ({reason}); try again online, or {mend(data.name)}"
+        ) from None
     return from_arrays(data, arrays, where=data.name, source=source)
 
 

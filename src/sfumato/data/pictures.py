@@ -35,9 +35,8 @@ class View:
     def __call__(self, rows: Sequence[np.ndarray] | np.ndarray, draws: np.ndarray | None = None) -> np.ndarray:
         """(B, ...) from B rows; `draws` (B, 3) in [0, 1) are flip, top and left; None: center, not mirrored."""
         if self.size is not None:
-            middle = draws is None or self.crop == "center"
-            places = np.full((len(rows), 2), 0.5) if draws is None or middle else draws[:, 1:]
-            rows = [square(row, self.size, *place) for row, place in zip(rows, places, strict=True)]
+            places = [None] * len(rows) if draws is None or self.crop == "center" else draws[:, 1:]
+            rows = [square(row, self.size, place) for row, place in zip(rows, places, strict=True)]
         x = np.stack(rows) if isinstance(rows, list) else np.asarray(rows)
         if self.flip and draws is not None:
             mirrored = draws[:, 0] < 0.5
@@ -45,10 +44,10 @@ class View:
         return x
 
 
-def square(picture: np.ndarray, size: int, top: float, left: float) -> np.ndarray:
-    """The (C, size, size) part of (C, H, W) whose corner is at the fractions `top`, `left` in [0, 1) of its freedom."""
-    height, width = picture.shape[-2:]
-    y, x = int(top * (height - size + 1)), int(left * (width - size + 1))
+def square(picture: np.ndarray, size: int, place: np.ndarray | None) -> np.ndarray:
+    """The (C, size, size) part of (C, H, W), its corner at the fractions `place` (2,) in [0, 1); None: the center."""
+    freedom = np.array(picture.shape[-2:]) - size
+    y, x = freedom // 2 if place is None else (place * (freedom + 1)).astype(int)
     return picture[:, y : y + size, x : x + size]
 
 
@@ -58,8 +57,7 @@ def decode(file: Path | BinaryIO, channels: int, size: int | None) -> np.ndarray
 
     try:
         with Image.open(file) as image:
-            image.load()
-            upright = ImageOps.exif_transpose(image)
+            upright = ImageOps.exif_transpose(image)  # a copy, so all of the file is read here
     except UnidentifiedImageError:
         raise ValueError("not a picture") from None
     except Exception as error:  # each format fails in its own way: OSError, SyntaxError, struct.error, zlib.error, ...
@@ -109,7 +107,7 @@ def resized(image: Image, size: int | None) -> Image:
 
 
 def to_array(image: Image) -> np.ndarray:
-    """"L" or "RGB" to (C, H, W) uint8."""
+    """ "L" or "RGB" to (C, H, W) uint8."""
     pixels = np.asarray(image)
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
@@ -137,7 +135,8 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1), thread_name_prefix="sfumato-decode")
 
 
-os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
 
 
 def in_threads(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:

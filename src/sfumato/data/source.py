@@ -82,14 +82,20 @@ def check(data: Data) -> None:
         raise ValueError(f"data name {data.name!r} came without a path; give one, e.g. --data.path PATH")
     if data.name not in FROM_PATH and data.path is not None:
         ways = ", ".join(map(repr, FROM_PATH))
-        raise ValueError(f"data {data.name!r} reads no path, but path {data.path!r} came; set the name to one of {ways}")
+        raise ValueError(
+            f"data {data.name!r} reads no path, but path {data.path!r} came; set the name to one of {ways}"
+        )
     if data.held_out < 2:
         raise ValueError(f"held_out is {data.held_out}, allowed is 2 or more: 10 holds out every tenth row")
     if data.size is not None and data.size < 2:
-        raise ValueError(f"size is {data.size}, allowed is 2 or more pixels, or no size to keep the pictures as they are")
+        raise ValueError(
+            f"size is {data.size}, allowed is 2 or more pixels, or no size to keep the pictures as they are"
+        )
     if data.crop not in ("center", "random"):
         raise ValueError(f"crop is {data.crop!r}, allowed are 'center' and 'random'")
     if data.channels not in (None, 1, 3):
         raise ValueError(f"channels is {data.channels!r}, allowed are 1 (grey), 3 (RGB) and None")
     if data.crop == "random" and data.size is None:
-        raise ValueError("crop 'random' came without a size, so there is nothing to crop to; set size, e.g. --data.size 64")
+        raise ValueError(
+            "crop 'random' came without a size, so there is nothing to crop to; set size, e.g. --data.size 64"
+        )

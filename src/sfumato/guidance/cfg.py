@@ -33,7 +33,7 @@ def cfg(inner: Denoiser) -> Guided:
         if missing or not cond:
             raise ValueError(
                 f"guidance other than 1 needs a condition and its null: the model has null for "
-                f"{sorted(inner.null_cond) or 'nothing'}, cond gives {sorted(cond) or 'nothing'}; sample with guidance 1"
+                f"{sorted(inner.null_cond) or 'nothing'}, cond gives {sorted(cond) or 'nothing'}; take guidance 1"
             )
         null = {name: inner.null_cond[name].to(value).expand_as(value) for name, value in cond.items()}
         return [given, replace(query, cond=null)]

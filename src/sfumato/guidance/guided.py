@@ -41,6 +41,6 @@ def ask(denoiser: Denoiser, queries: Sequence[Query]) -> list[Prediction]:
     joined = {name: torch.cat([c[name] for c in conds]) for name in conds[0]}
     answer = denoiser(torch.cat([q.x for q in queries]), torch.cat([q.t for q in queries]), joined)
     sizes = [len(q.x) for q in queries]
-    parts = {f.name: getattr(answer, f.name) for f in fields(Prediction)}
-    split = {name: part.split(sizes) if part is not None else [None] * len(sizes) for name, part in parts.items()}
-    return [Prediction(**{name: split[name][i] for name in split}) for i in range(len(sizes))]
+    parts = [getattr(answer, f.name) for f in fields(Prediction)]
+    split = [[None] * len(sizes) if part is None else part.split(sizes) for part in parts]
+    return [Prediction(*row) for row in zip(*split, strict=True)]

@@ -53,7 +53,7 @@ def resize(h: Tensor, size: torch.Size) -> Tensor:
     if h.shape[2:] == size:
         return h
     if h.shape[2:] > size:
-        return AVERAGE[len(size)](h, 2, ceil_mode=True)
+        return AVERAGE[len(size)](h, [min(n, 2) for n in h.shape[2:]], ceil_mode=True)
     return F.interpolate(h, size=size, mode="nearest")
 
 
@@ -93,7 +93,7 @@ class Attention(nn.Module):
         self.heads = largest_divisor(channels, channels // head_channels) if head_channels else 1
         self.norm = group_norm(channels, groups, eps)
         self.qkv = nn.Linear(channels, 3 * channels)
-        self.context = nn.Linear(context, 2 * channels) if context else None
+        self.context = nn.Sequential(nn.LayerNorm(context), nn.Linear(context, 2 * channels)) if context else None
         self.out = zeroed(nn.Linear(channels, channels))
 
     def forward(self, h: Tensor, context: Tensor | None = None) -> Tensor:

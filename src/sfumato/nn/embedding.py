@@ -40,7 +40,7 @@ class Embedding(nn.Module):
     def forward(self, t: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
         """t (B,) and complete conditions -> (B, width)."""
         features = time_features(t.float() * self.time_scale, self.features, self.shift)
-        out: Tensor = self.time(features.to(self.time[0].weight.dtype))
+        out: Tensor = self.time(features.to(next(self.parameters()).dtype))
         if self.label is not None:
             out = out + self.label(cond["label"])
         if self.vector is not None:

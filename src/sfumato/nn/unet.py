@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -96,7 +97,6 @@ class UNet(nn.Module):
             )
         self.config, self.shape, self.conditions = config, tuple(shape), conditions
         dims, last = len(shape) - 1, len(config.multipliers) - 1
-        norm = partial(group_norm, groups=config.groups, eps=config.norm_eps)
         residual = partial(
             Residual,
             dims=dims,
@@ -144,15 +144,15 @@ class UNet(nn.Module):
             if level > 0:
                 self.up.append(resample(width, down=False))
 
-        self.norm = norm(width)
+        self.norm = group_norm(width, config.groups, config.norm_eps)
         self.out = zeroed(CONV[dims](width, out_channels or shape[0], 3, padding=1))
 
         self.embedding = Embedding(
             config.channels, 4 * config.channels, conditions, config.time_scale, config.freq_shift
         )
-        self.told = [unit.film for part in (self.down, self.middle, self.up) for unit in part]
+        units: list[Any] = [*self.down, *self.middle, *self.up]
+        self.told = [unit.film for unit in units]  # how many numbers each block is told
         self.film = nn.Linear(4 * config.channels, sum(self.told))
-        self.context_norm = nn.LayerNorm(conditions.context) if conditions.context else None
 
     def forward(self, x: Tensor, t: Tensor, cond: Mapping[str, Tensor] | None = None) -> Tensor:
         """x (B, *shape), t (B,), conditions as in ``Conditions`` -> (B, out_channels, *spatial)."""

@@ -27,7 +27,6 @@ from sfumato.noise import RowNoise
 from sfumato.options import call_with
 from sfumato.schedules import Schedule
 
-
 Steps = Sequence[tuple[Tensor, Tensor]]  # the (t, s) pairs of a grid
 Noise = Callable[[int], Tensor]  # step -> N(0, I) of x's shape
 Walk = Generator[Query, Prediction, Tensor]

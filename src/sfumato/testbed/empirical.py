@@ -47,9 +47,11 @@ class Empirical:
 
     def _log_kernel(self, x_t: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
         x, rows = x_t.double().flatten(1), self.data.flatten(1)
-        alpha, sigma = schedule.alpha(t)[:, None], schedule.sigma(t)[:, None]
-        distance = torch.cdist(x / alpha, rows, compute_mode="donot_use_mm_for_euclid_dist")
-        return -0.5 * (alpha * distance / sigma).square()
+        distances = [
+            torch.cdist(row[None], alpha * rows, compute_mode="donot_use_mm_for_euclid_dist")
+            for row, alpha in zip(x, schedule.alpha(t), strict=True)
+        ]
+        return -0.5 * (torch.cat(distances) / schedule.sigma(t)[:, None]).square()
 
 
 @final

@@ -90,7 +90,7 @@ class GaussianMixture:
         return x0, within + torch.einsum("bk,bki,bkj->bij", r, off, off)
 
     def bound(self, schedule: Schedule, times: Tensor, variance: str = "small", nodes: int = 32) -> Tensor:
-        """The expected terms of the bound (`gaussian` (4)) on the density, nats: [L_T, L at each step of times], (S + 1,).
+        """The expected terms of the bound (`gaussian` (4)) on the density, nats: [L_T, L at each of times], (S + 1,).
 
         times is a grid (S + 1,); variance a row of VARIANCES, the reverse chain that of the exact denoiser.
         """

@@ -1,0 +1,409 @@
+"""The command `sfumato`.
+
+    sfumato train RECIPE [--out DIR] [any field of the run]
+    sfumato sample MODEL [-n 64] [--sampler NAME] [--steps S] [--seed K] [--label L] [--guidance W] [--out FILE]
+    sfumato evaluate MODEL     sfumato models     sfumato reproduce NAME
+
+COMMANDS is the whole table; a command is a function of its arguments that imports what it needs, so that
+`sfumato --help` answers at once.  Flags are derived from typed dataclasses by tyro.  A user's mistake is one line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+if TYPE_CHECKING:
+    from sfumato.model import Model, ModelConfig
+    from sfumato.train import Run
+
+
+def _rows(title: str, table: Mapping[str, str] | Sequence[str]) -> str:
+    """A table's rows, for a help text."""
+    if isinstance(table, Mapping):
+        width = max(map(len, table), default=0)
+        return f"{title}:\n" + "".join(f"  {name:{width}}  {text}\n" for name, text in table.items())
+    return f"{title}: {', '.join(table)}\n"
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").strip().split("\n")[0]
+
+
+def _parse(kind: Any, program: str, description: str, args: Sequence[str], default: Any = None) -> Any:
+    """A dataclass from flags; --help prints the description with its tables as they are.
+
+    What tyro says of a mistake, in a box, becomes one line.
+    """
+    import tyro
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                kind,
+                args=list(args),
+                prog=f"sfumato {program}",
+                description=description,
+                default=tyro.MISSING_NONPROP if default is None else default,
+                config=(tyro.conf.AvoidSubcommands,),
+            )
+    except SystemExit as end:
+        if not end.code:
+            raise
+        raise ValueError(_one_line(said.getvalue())) from None
+
+
+def _one_line(box: str) -> str:
+    """The words of a box, up to its second rule, as one line."""
+    words = [line.strip("│╭╮╰╯─ ").strip() for line in box.splitlines()[1:-1]]
+    parts = " ".join(word or ";" for word in words).split(";")
+    return "; ".join(part.strip() for part in parts if part.strip())
+
+
+def _name_first(args: Sequence[str], what: str, usage: str) -> tuple[str, list[str]]:
+    """The NAME that a command begins with, and the rest."""
+    if not args or args[0].startswith("-"):
+        raise ValueError(f"{usage}: the first word is {what}, got {args[0] if args else 'nothing'}")
+    return args[0], list(args[1:])
+
+
+# train ----------------------------------------------------------------------------------------------------------------
+
+
+def train(args: Sequence[str]) -> None:
+    """train a recipe; to resume, give the same command again"""
+    from sfumato import grids, losses, parameterization, samplers, schedules
+    from sfumato.options import unknown
+    from sfumato.recipes import RECIPES
+    from sfumato.train import DECAYS
+
+    tables = "\n".join(
+        [
+            "sfumato train RECIPE [--out DIR] [--init MODEL] [--dry-run] [any field of the run]\n",
+            _rows("recipes", {name: _first_line(recipe.__doc__) for name, recipe in RECIPES.items()}),
+            _rows("schedules", list(schedules.SCHEDULES)),
+            _rows("targets", list(parameterization.TARGETS)),
+            _rows("losses", list(losses.LOSSES)),
+            _rows("weightings", list(losses.WEIGHTINGS)),
+            _rows("times", list(losses.TIMES)),
+            _rows("learning rate decays", list(DECAYS)),
+            _rows("samplers", {name: row.summary for name, row in samplers.SAMPLERS.items()}),
+            _rows("grids", list(grids.GRIDS)),
+        ]
+    )
+    if not args or args[0] in ("-h", "--help"):
+        print(tables + "\nsfumato train RECIPE --help lists the fields of that recipe's run.")
+        return
+    name, rest = _name_first(args, "a RECIPE", "sfumato train RECIPE")
+    if name not in RECIPES:
+        raise unknown("recipe", name, RECIPES)
+    _train(name, RECIPES[name](), rest, tables)
+
+
+def _train(name: str, run: Run, rest: list[str], tables: str) -> None:
+    from sfumato.model import load
+    from sfumato.recipes import fit, plan
+    from sfumato.recipes.arguments import TrainArguments
+
+    start = _value_of(rest, "--init")
+    init = load(start) if start else None
+    if init is not None:
+        run = run_like(run, init.config)
+    given = _parse(TrainArguments, f"train {name}", tables, rest, TrainArguments(run, Path("runs") / name, start))
+    if given.dry_run:
+        _show(f"sfumato train {name}, planned", plan(given.run, init))
+        return
+    command = shlex.join(["sfumato", "train", name, *rest])
+    _with_progress(given, init, command, fit)
+
+
+def _value_of(args: Sequence[str], flag: str) -> str | None:
+    """VALUE of `--flag VALUE` or `--flag=VALUE`, looked at before the other flags are."""
+    for word, following in zip(args, [*args[1:], ""], strict=True):
+        if word == flag or word.startswith(f"{flag}="):
+            return word.partition("=")[2] or following
+    return None
+
+
+def run_like(run: Run, config: ModelConfig) -> Run:
+    """The run with the network, schedule and target of a model, so that its weights fit."""
+    from sfumato.nn import NETWORKS
+
+    options = {key: tuple(v) if isinstance(v, list) else v for key, v in config.options.items()}
+    spec = dict(config.schedule)
+    name = spec.pop("name")
+    schedule = f"{name}:{','.join(f'{key}={value}' for key, value in spec.items())}" if spec else name
+    return replace(
+        run,
+        network=NETWORKS[config.network].config(**options),
+        schedule=schedule,
+        target=config.target,
+        time=config.time,  # type: ignore[arg-type]
+        learned_variance=config.learned_variance,
+    )
+
+
+def _with_progress(given: Any, init: Model | None, command: str, fit: Callable[..., Any]) -> None:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    from sfumato.recipes import finish
+    from sfumato.tasks.evaluate import table
+
+    console = Console()
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.4f}"),
+        TextColumn("{task.fields[rate]:.0f} images/s"),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+    )
+    say = lambda text: console.print(text, highlight=False)  # noqa: E731
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("training", total=given.run.steps, loss=float("nan"), rate=0.0)
+
+        def report(step: int, loss: float, rate: float) -> None:
+            progress.update(bar, completed=step, loss=loss, rate=rate)
+            if not console.is_terminal and (step % max(given.run.steps // 20, 1) == 0):
+                left = (given.run.steps - step) * given.run.batch / max(rate, 1e-9)
+                say(f"step {step}/{given.run.steps}  loss {loss:.4f}  {rate:.0f} images/s  ETA {left:.0f} s")
+
+        training = fit(given.run, given.out, init, command, say, report)
+    if training.is_main:
+        scores = finish(training, command, given.samples, say)
+        _show(f"{given.out}: trained in {training.seconds:.0f} s", table(scores))
+        say(f"samples.png, film.gif, loss.png, scores.json and model/ lie in {given.out}")
+    training.accelerator.end_training()
+
+
+def _show(title: str, rows: Sequence[tuple[str, ...]], heads: Sequence[str] = ()) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    sheet = Table(title=title, show_header=bool(heads), title_justify="left")
+    for head in heads or [""] * len(rows[0]):
+        sheet.add_column(head)
+    for row in rows:
+        sheet.add_row(*row)
+    Console(soft_wrap=True).print(sheet, highlight=False)
+
+
+# sample, evaluate, models, reproduce ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SampleArguments:
+    n: Annotated[int, "alias -n"] = 64
+    """How many; row i is drawn from seed + i alone."""
+    sampler: str | None = None
+    """A row of SAMPLERS, with options (ddim:eta=0.5); by default the model's own."""
+    steps: int | None = None
+    """Steps of the sampler."""
+    grid: str | None = None
+    """Which times it visits, a row of GRIDS."""
+    seed: int = 0
+    """The same seed gives the same samples."""
+    label: str | None = None
+    """A class, by number or name; without it the classes come in turn."""
+    guidance: float | None = None
+    """Classifier-free guidance scale w; 1 is the plain conditional model."""
+    ema: float | None = None
+    """Another EMA length, a share of the training such as 0.05 (MODEL must be a run)."""
+    precision: str = "float32"
+    """float32 or bfloat16, inside the network."""
+    batch: int = 256
+    """Rows of one call; it changes no picture."""
+    out: Path = Path("samples.png")
+    """FILE.png (a grid), FILE.npz, or a folder."""
+
+
+def _sampling_tables(usage: str) -> str:
+    from sfumato import grids, samplers
+    from sfumato.model import zoo
+
+    return "\n".join(
+        [
+            usage + "\n",
+            _rows("samplers", {name: row.summary for name, row in samplers.SAMPLERS.items()}),
+            _rows("grids", list(grids.GRIDS)),
+            _rows("models in the zoo", list(zoo())),
+        ]
+    )
+
+
+def sample(args: Sequence[str]) -> None:
+    """sample a model into a PNG grid, a folder or an .npz"""
+    usage = (
+        "sfumato sample MODEL [-n 64] [--sampler NAME] [--steps S] [--seed K] [--label L] [--guidance W] [--out FILE]"
+    )
+    if not args or args[0] in ("-h", "--help"):
+        _parse(SampleArguments, "sample MODEL", _sampling_tables(usage), ["--help"])
+    name, rest = _name_first(args, "a MODEL (a zoo name, a model folder or a run)", "sfumato sample MODEL")
+    given = _parse(SampleArguments, "sample MODEL", _sampling_tables(usage), ["--n" if a == "-n" else a for a in rest])
+
+    from sfumato.model import load
+    from sfumato.tasks import generate, write
+
+    model = load(name, ema=given.ema, precision=given.precision)
+    samples = generate(
+        model,
+        given.n,
+        sampler=given.sampler,
+        steps=given.steps,
+        grid=given.grid,
+        seed=given.seed,
+        label=given.label,
+        guidance=given.guidance,
+        batch=given.batch,
+    )
+    samples.settings["model"] = str(name)
+    write(samples, given.out)
+    print(f"{given.n} samples of {name} in {samples.seconds:.1f} s: {given.out}")
+
+
+@dataclass(frozen=True)
+class EvaluateArguments:
+    n: int = 1000
+    """Samples that are scored."""
+    sampler: str | None = None
+    """A row of SAMPLERS; by default the model's own."""
+    steps: int | None = None
+    """Steps of the sampler."""
+    guidance: float | None = None
+    """Classifier-free guidance scale w."""
+    seed: int = 0
+    """The first sample's seed."""
+    ema: float | None = None
+    """Another EMA length (MODEL must be a run)."""
+    out: Path | None = None
+    """Also write the scores to this JSON file."""
+
+
+def evaluate(args: Sequence[str]) -> None:
+    """score a model on its own data: bits/dim, agreement, nearest neighbours, time"""
+    usage = "sfumato evaluate MODEL [-n 1000] [--sampler NAME] [--steps S] [--guidance W] [--out FILE.json]"
+    if not args or args[0] in ("-h", "--help"):
+        from sfumato.metrics import METRICS
+
+        about = {name: _first_line(sys.modules[row.__module__].__doc__) for name, row in METRICS.items()}
+        tables = _sampling_tables(usage) + "\n" + _rows("metrics", about)
+        _parse(EvaluateArguments, "evaluate MODEL", tables, ["--help"])
+    name, rest = _name_first(args, "a MODEL (a zoo name, a model folder or a run)", "sfumato evaluate MODEL")
+    given = _parse(EvaluateArguments, "evaluate MODEL", usage, ["--n" if a == "-n" else a for a in rest])
+
+    from sfumato import data
+    from sfumato.checkpoints import native
+    from sfumato.model import load
+    from sfumato.tasks import evaluate as measure
+    from sfumato.tasks.evaluate import table
+
+    model = load(name, ema=given.ema)
+    about_data = {key: value for key, value in model.config.data.items() if key not in ("source", "rule")}
+    if not about_data:
+        raise ValueError(f"{name} does not say what data it was trained on, so there is nothing to score it against")
+    scores = measure(
+        model,
+        data.load(data.Data(**about_data)),
+        given.n,
+        seed=given.seed,
+        sampler=given.sampler,
+        steps=given.steps,
+        guidance=given.guidance,
+        say=lambda text: print(f"measuring {text} ..."),
+    )
+    if given.out:
+        native.write_json(given.out, scores)
+    _show(f"{name}", table(scores))
+
+
+def models(args: Sequence[str]) -> None:
+    """list the models of the zoo"""
+    if args and args[0] not in ("-h", "--help"):
+        raise ValueError(f"sfumato models takes no arguments; got {' '.join(args)}")
+    from sfumato.model import load, zoo
+
+    rows = []
+    for name, folder in zoo().items():
+        config = load(folder).config
+        size = (folder / "model.safetensors").stat().st_size / 2**20
+        scores = config.training.get("scores", {})
+        told = f"{scores['bits_per_dim']['value']:.3f} bits/dim" if scores else ""
+        if "agreement" in scores:
+            told += f", {100 * scores['agreement']['value']:.1f} % agreement"
+        rows.append(
+            (name, f"{config.kind} {config.shape}", f"{size:.2f} MiB", told, _first_line(config.data.get("source")))
+        )
+    _show("models in the zoo", rows, ("name", "makes", "size", "measured", "data"))
+
+
+def reproduce(args: Sequence[str]) -> None:
+    """rebuild a table or figure of the literature into reports/NAME"""
+    from sfumato.experiments import EXPERIMENTS, reproduce_all
+
+    usage = "sfumato reproduce NAME [--quick] [--model MODEL] [--out DIR]\n\n" + _rows(
+        "experiments", {name: row.summary for name, row in EXPERIMENTS.items()}
+    )
+    reproduce_all(args, usage, _parse, _name_first)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "train": train,
+    "sample": sample,
+    "evaluate": evaluate,
+    "models": models,
+    "reproduce": reproduce,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; exit status 2 and one line on stderr for a user's mistake."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help"):
+        print("sfumato: denoising diffusion, from the first equation to a trained model\n")
+        print(
+            _rows(
+                "sfumato COMMAND --help tells more; commands", {k: _first_line(f.__doc__) for k, f in COMMANDS.items()}
+            )
+        )
+        return 0
+    if args[0] == "--version":
+        from sfumato import __version__
+
+        print(__version__)
+        return 0
+    from sfumato.options import unknown
+
+    try:
+        if args[0] not in COMMANDS:
+            raise unknown("command", args[0], COMMANDS)
+        COMMANDS[args[0]](args[1:])
+    except ValueError as error:
+        print(f"sfumato: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        print("sfumato: stopped; give the same command to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,121 @@
+"""Codecs: between the data's own units and the x_0 a denoiser sees.
+
+    pixels      k in 0..L-1  <->  2k/(L-1) - 1 in [-1, 1], bins of width 2/(L-1)
+    standard    x  <->  (x - mean)/std, for each value of a vector, for each channel of a signal or volume
+
+A codec owns its scale: it is stored with the model, so decode gives back data units without being told anything.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfumato.options import unknown
+
+
+class Codec(abc.ABC):
+    """Abstract.  bin_width: the width of one data level in x_0's units, None where data have no levels.
+
+    limits: the interval x_0 cannot leave, None if it is unbounded; a sampler may clip its predicted x_0 there.
+    """
+
+    bin_width: float | None = None
+    limits: tuple[float, float] | None = None
+
+    @property
+    @abc.abstractmethod
+    def spec(self) -> dict[str, Any]:
+        """What `from_spec` reads back: {"name": a row of CODECS, ...}."""
+
+    @abc.abstractmethod
+    def encode(self, x: Tensor) -> Tensor: ...
+
+    @abc.abstractmethod
+    def decode(self, x_0: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class PixelCodec(Codec):
+    """Whole numbers 0..levels-1, as uint8 (B, C, H, W)."""
+
+    levels: int = 256
+    limits = (-1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.levels <= 256:
+            raise ValueError(f"a picture has 2 to 256 levels; got {self.levels}")
+
+    @property
+    def bin_width(self) -> float:  # type: ignore[override]
+        return 2 / (self.levels - 1)
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        return {"name": "pixels", "levels": self.levels}
+
+    def encode(self, x: Tensor) -> Tensor:
+        if x.is_floating_point() or bool((x.max() >= self.levels) if x.numel() else False):
+            raise ValueError(
+                f"pixels must be whole numbers 0..{self.levels - 1}; got {x.dtype} up to {float(x.max()):g}; "
+                "convert to uint8 first"
+            )
+        return x.float() * self.bin_width - 1
+
+    def decode(self, x_0: Tensor) -> Tensor:
+        return ((x_0.float() + 1) / self.bin_width).round().clamp(0, self.levels - 1).to(torch.uint8)
+
+
+@dataclass(frozen=True)
+class StandardCodec(Codec):
+    """Numbers of any scale, float32; mean and std have one value a number of a vector, or one a channel."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.std) or not all(s > 0 for s in self.std):
+            raise ValueError(f"means and positive stds must come in pairs; got {len(self.mean)} and {self.std[:8]}")
+
+    @classmethod
+    def fit(cls, x: Tensor) -> StandardCodec:
+        """Mean and standard deviation over rows and positions of x (N, D) or (N, C, ...); a constant has std 1."""
+        columns = x.double().transpose(0, 1).flatten(1)
+        std = columns.std(1, correction=0)
+        return cls(tuple(columns.mean(1).tolist()), tuple(torch.where(std > 0, std, 1.0).tolist()))
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        return {"name": "standard", "mean": list(self.mean), "std": list(self.std)}
+
+    def _columns(self, values: tuple[float, ...], like: Tensor) -> Tensor:
+        if like.shape[1] != len(values):
+            raise ValueError(f"this codec was fitted to {len(values)} channels; got {tuple(like.shape)}")
+        return torch.tensor(values, device=like.device).reshape(-1, *[1] * (like.ndim - 2))
+
+    def encode(self, x: Tensor) -> Tensor:
+        return (x.float() - self._columns(self.mean, x)) / self._columns(self.std, x)
+
+    def decode(self, x_0: Tensor) -> Tensor:
+        return x_0.float() * self._columns(self.std, x_0) + self._columns(self.mean, x_0)
+
+
+def _standard(mean: list[float], std: list[float]) -> StandardCodec:
+    return StandardCodec(tuple(mean), tuple(std))
+
+
+CODECS: dict[str, Callable[..., Codec]] = {"pixels": PixelCodec, "standard": _standard}
+
+
+def from_spec(spec: Mapping[str, Any]) -> Codec:
+    """A codec from the ``spec`` another one gave."""
+    options = dict(spec)
+    name = options.pop("name")
+    if name not in CODECS:
+        raise unknown("codec", name, CODECS)
+    return CODECS[name](**options)

@@ -1,0 +1,42 @@
+"""Data: one function a data set, each giving what to train on, what to hold out, and what it is.
+
+    splits = load(Data("digits", held_out=5))
+    for batch in splits.train.batches(seed=0, batch=64):    # {"x": ..., "label": ..., "index": ...}
+
+A row of DATASETS maps a name to its function; any other NAME means $SFUMATO_DATA/NAME.npz.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sfumato import options
+from sfumato.data import arrays, folder, named, stream
+from sfumato.data.rows import Batch, Rows, TableRows
+from sfumato.data.source import Data, Info, Splits, check
+from sfumato.data.stream import StreamRows
+
+__all__ = ["DATASETS", "Batch", "Data", "Info", "Rows", "Splits", "StreamRows", "TableRows", "load"]
+
+DATASETS: dict[str, Callable[[Data], Splits]] = {
+    "digits": named.digits,
+    "mnist": named.mnist,
+    "fashion": named.fashion,
+    "cifar10": named.cifar10,
+    "emoji": named.emoji,
+    "folder": folder.folder,
+    "file": arrays.file,
+    "stream": stream.stream,
+}
+
+
+def load(data: Data) -> Splits:
+    """The splits of `data`; ValueError says in one line what is wrong with the request or the data, and the way out."""
+    check(data)
+    if data.name in DATASETS:
+        return DATASETS[data.name](data)
+    path = named.stored(data.name)
+    if path is None:
+        known = options.unknown("data set", data.name, {*DATASETS, *named.stored_names()})
+        raise ValueError(f"{known}; or {named.mend(data.name)}")
+    return named.other(data, path)

@@ -1,0 +1,16 @@
+"""Metrics: update / compute / reset, in one pass over samples.
+
+A metric knows arrays and nothing of models: what it needs of a network (features, a judge) comes in as a callable.
+"""
+
+from sfumato.metrics.agreement import LabelAgreement, fit_judge
+from sfumato.metrics.histogram import HistogramBits
+from sfumato.metrics.nearest import NearestNeighbour
+
+METRICS = {
+    "agreement": LabelAgreement,
+    "histogram": HistogramBits,
+    "nearest": NearestNeighbour,
+}
+
+__all__ = ["METRICS", "HistogramBits", "LabelAgreement", "NearestNeighbour", "fit_judge"]

@@ -1,0 +1,252 @@
+"""A Model: denoiser, codec, conditions and card in one, and what `load` returns.
+
+    model = sfumato.load("digits")
+    x = model.sample(10, label=3, seed=0)      # uint8 (10, 1, 8, 8), data units
+
+A model folder is model.safetensors + config.json + card.md.  config.json says everything that is needed to rebuild
+the model; there is no pickle and no code in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from sfumato import codecs, guidance, samplers, schedules
+from sfumato.checkpoints import ema as averages
+from sfumato.checkpoints import native
+from sfumato.denoiser import Denoiser, NetworkDenoiser, Prediction
+from sfumato.nn import NETWORKS, Conditions
+from sfumato.noise import PRIOR, normal
+from sfumato.options import unknown
+
+ZOO = Path(__file__).parent / "zoo"
+PRECISIONS: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a model is sampled unless the caller says otherwise."""
+
+    sampler: str = "ddim"
+    """A row of SAMPLERS, with options: ddim, ddim:eta=0.5, ancestral:variance=large."""
+    steps: int = 50
+    """Calls of the network (for samplers with one call a step)."""
+    grid: str = "trailing"
+    """A row of GRIDS."""
+    guidance: float = 1.0
+    """Classifier-free guidance scale w; 1 is the plain conditional model."""
+    clip: bool = True
+    """Hold the predicted x_0 in the codec's limits, where it has any."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """config.json: what is needed to rebuild a model."""
+
+    shape: tuple[int, ...]
+    kind: str
+    network: str
+    options: Mapping[str, Any]
+    conditions: Conditions
+    schedule: Mapping[str, Any]
+    target: str
+    time: str
+    learned_variance: bool
+    codec: Mapping[str, Any]
+    label_names: tuple[str, ...] = ()
+    sampling: Sampling = Sampling()
+    data: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+    def document(self) -> dict[str, Any]:
+        return {"format": "sfumato 1", **asdict(self)}
+
+    @classmethod
+    def read(cls, document: Mapping[str, Any], where: str) -> ModelConfig:
+        """From config.json; ValueError names what is missing or foreign."""
+        given = {key: value for key, value in document.items() if key != "format"}
+        known = {f.name for f in fields(cls)}
+        optional = {"label_names", "sampling", "data", "training"}
+        missing, foreign = sorted(known - optional - given.keys()), sorted(given.keys() - known)
+        if document.get("format") != "sfumato 1" or missing or foreign:
+            raise ValueError(
+                f"{where} is no config of this version: format {document.get('format')!r} (wanted 'sfumato 1'), "
+                f"missing {missing or 'nothing'}, foreign {foreign or 'nothing'}"
+            )
+        try:
+            given["conditions"] = Conditions(**given["conditions"])
+            given["sampling"] = Sampling(**given.get("sampling", {}))
+            given["shape"], given["label_names"] = tuple(given["shape"]), tuple(given.get("label_names", ()))
+            return cls(**given)
+        except TypeError as error:
+            raise ValueError(f"{where} does not read as a config: {error}") from error
+
+
+def build_network(config: ModelConfig) -> nn.Module:
+    """The untrained network of a config."""
+    if config.network not in NETWORKS:
+        raise unknown("network", config.network, NETWORKS)
+    row = NETWORKS[config.network]
+    options = {key: tuple(v) if isinstance(v, list) else v for key, v in config.options.items()}
+    channels = config.shape[0] * (2 if config.learned_variance else 1)
+    return row.build(row.config(**options), config.shape, config.conditions, channels)
+
+
+def network_denoiser(config: ModelConfig, net: nn.Module, autocast: torch.dtype | None = None) -> NetworkDenoiser:
+    """The network as the Denoiser that the config says it is; training and sampling both use this one."""
+    return NetworkDenoiser(
+        net,
+        schedules.from_spec(config.schedule),
+        target=config.target,
+        learned_variance=config.learned_variance,
+        time=config.time,
+        null_cond=config.conditions.null(torch.zeros(1, *config.shape)),
+        autocast=autocast,
+    )
+
+
+@final
+class Model:
+    """A trained denoiser with everything needed to use it."""
+
+    def __init__(self, config: ModelConfig, net: nn.Module, card: str = "", precision: str = "float32"):
+        if precision not in PRECISIONS:
+            raise unknown("precision", precision, PRECISIONS)
+        self.config, self.card, self.net = config, card, net.eval().requires_grad_(False)
+        self.codec = codecs.from_spec(config.codec)
+        self.denoiser = network_denoiser(config, net, PRECISIONS[precision])
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.net.parameters()).device
+
+    def guided(self, clip: bool | None = None) -> Denoiser:
+        """The denoiser that `sample` walks with: guided by cond["guidance"], its x_0 held in the codec's limits."""
+        guided = guidance.cfg(self.denoiser)
+        limits = self.codec.limits if (self.config.sampling.clip if clip is None else clip) else None
+        return guidance.clip(guided, *limits) if limits else guided
+
+    def labels(self, n: int, label: int | str | Sequence[int] | None = None) -> Tensor | None:
+        """The class of each of n rows: all `label` (number or name), those of a list, or in turn; None if unlabelled."""
+        classes = self.config.conditions.classes
+        if not classes:
+            if label is not None:
+                raise ValueError(f"label {label!r} was asked of a model without classes; leave the label out")
+            return None
+        if label is None:
+            return torch.arange(n) % classes
+        if isinstance(label, str) and not label.lstrip("-").isdigit():
+            if label not in self.config.label_names:
+                raise unknown("label", label, self.config.label_names)
+            label = self.config.label_names.index(label)
+        labels = torch.tensor([int(label)] * n if isinstance(label, int | str) else list(label))
+        if len(labels) != n or bool(((labels < 0) | (labels >= classes)).any()):
+            raise ValueError(
+                f"labels must be {n} numbers in 0..{classes - 1}; got {len(labels)} from {int(labels.min())} "
+                f"to {int(labels.max())}"
+            )
+        return labels
+
+    def sample(
+        self,
+        n: int = 64,
+        *,
+        sampler: str | samplers.Sampler | None = None,
+        steps: int | None = None,
+        grid: str | None = None,
+        seed: int = 0,
+        label: int | str | Sequence[int] | None = None,
+        guidance: float | None = None,
+        batch: int = 256,
+    ) -> Tensor:
+        """n samples in data units, (n, *shape): uint8 for pictures, float32 else.
+
+        Row i is drawn from seed + i alone, whatever n and batch are.  What is None is as the model's card says.
+        """
+        labels = self.labels(n, label)
+        parts = []
+        for rows in self._batches(n, seed, batch):
+            *_, (_, x_0, _) = self.trajectory(rows, labels, seed, sampler, steps, grid, guidance)
+            parts.append(self.codec.decode(x_0).cpu())
+        return torch.cat(parts)
+
+    def trajectory(
+        self,
+        rows: range,
+        labels: Tensor | None,
+        seed: int = 0,
+        sampler: str | samplers.Sampler | None = None,
+        steps: int | None = None,
+        grid: str | None = None,
+        guidance: float | None = None,
+    ) -> Iterator[tuple[Tensor, Tensor, Prediction | None]]:
+        """(t, x_t, Prediction) on the way of some rows of a sample, in codec units; labels are those of all rows."""
+        usual = self.config.sampling
+        seeds = [seed + i for i in rows]
+        schedule = self.denoiser.schedule
+        x_T = schedule.prior_std * normal(seeds, self.config.shape, PRIOR).to(self.device)
+        cond = None
+        if labels is not None:
+            scale = usual.guidance if guidance is None else guidance
+            cond = {"label": labels[rows].to(self.device), "guidance": torch.full((len(rows),), float(scale)).to(x_T)}
+        most = schedule.steps or 10**9
+        return samplers.trajectory(
+            self.guided(),
+            x_T,
+            sampler or usual.sampler,
+            min(usual.steps, most) if steps is None else steps,
+            grid or usual.grid,
+            seeds,
+            cond,
+        )
+
+    def _batches(self, n: int, seed: int, batch: int) -> Iterator[range]:
+        if n < 1 or batch < 1:
+            raise ValueError(f"n and batch must be at least 1; got n={n}, batch={batch}")
+        if not isinstance(seed, int):
+            raise ValueError(f"seed must be a whole number; got {seed!r}")
+        return (range(start, min(start + batch, n)) for start in range(0, n, batch))
+
+    def save(self, path: str | Path, half: bool = False) -> None:
+        """Write the model folder; half keeps the weights in float16, half the size."""
+        tensors = {key: x.half() if half and x.is_floating_point() else x for key, x in self.net.state_dict().items()}
+        native.write_folder(Path(path), "model", tensors, self.config.document(), {"card.md": self.card})
+
+
+def zoo() -> dict[str, Path]:
+    """The models that ship with the package: name -> folder."""
+    return {path.parent.name: path.parent for path in sorted(ZOO.glob("*/config.json"))}
+
+
+def find(name: str | Path) -> Path:
+    """The model folder that a zoo name, a model folder or a run means."""
+    path = Path(name)
+    if (path / "model" / "config.json").exists():
+        return path / "model"
+    if path.exists() or len(path.parts) > 1 or path.suffix:
+        return path
+    if str(name) in zoo():
+        return zoo()[str(name)]
+    raise ValueError(f"{unknown('model', str(name), zoo())}; a MODEL is one of these, a model folder or a run's folder")
+
+
+def load(name: str | Path, *, ema: float | None = None, precision: str = "float32", device: str | None = None) -> Model:
+    """The Model of a zoo name, a model folder or a run.
+
+    ema: another EMA length (a share of the training, such as 0.05), made from a run's snapshots.
+    device: where it runs; a GPU if there is one.  Raises ValueError for what is no model, saying why.
+    """
+    folder = find(name)
+    tensors, document, card = native.read_model(folder)
+    config = ModelConfig.read(document, str(folder / "config.json"))
+    if ema is not None:
+        tensors = averages.reconstruct(folder.parent / "ema", ema)
+    net = build_network(config)
+    native.fill(net, tensors, str(folder / "model.safetensors"))
+    return Model(config, net.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), card, precision)

@@ -1,0 +1,185 @@
+"""From a Run to a trained model: the body of the training loop, and what a run leaves behind.
+
+    OUT/run.json  log.jsonl  tensorboard/  checkpoints/  ema/      what going on needs, and what happened
+    OUT/model/                                                     the model: the last weights, averaged
+    OUT/best/                                                      the same at the lowest held-out loss
+    OUT/samples/  samples.png  film.gif  loss.png  scores.json     what it learned
+
+To resume, give the same command again.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sfumato.checkpoints import native
+from sfumato.model import Model
+from sfumato.recipes.card import card
+from sfumato.tasks import evaluate, film, generate, write
+from sfumato.train import Run, Training, held_out_loss, train
+from sfumato.train.log import Log, read
+
+Say = Callable[[str], None]
+Report = Callable[[int, float, float], None]  # (step, loss, images a second), after every step
+
+
+def fit(run: Run, out: Path, init: Model | None, command: str, say: Say, report: Report) -> Training:
+    """Train, or go on with a training, to its last step; OUT/model is then the model."""
+    training = Training(run, out, init, say)
+    if training.step >= run.steps:
+        say(f"{out} is trained to step {training.step} already")
+        return training
+    log = Log(out, training.step) if training.is_main else None
+    begun, before, smooth = time.perf_counter(), training.seconds, None
+    first, loss_sum, counted = training.step, 0.0, 0
+    for step in train(training):
+        training.seconds = before + time.perf_counter() - begun
+        rate = (step.number - first) * run.batch / (training.seconds - before)
+        smooth = step.loss if smooth is None else 0.98 * smooth + 0.02 * step.loss
+        loss_sum, counted = loss_sum + step.loss, counted + 1
+        report(step.number, smooth, rate)
+        last = step.number == run.steps
+        if log and (step.number % run.log_every == 0 or last):
+            log.write(
+                step.number,
+                loss=loss_sum / counted,
+                learning_rate=step.learning_rate,
+                grad_norm=step.grad_norm,
+                images_per_second=rate,
+            )
+            loss_sum, counted = 0.0, 0
+        if step.number % run.evaluate_every == 0 or last:
+            _evaluate(training, log, command)
+        if training.is_main and (step.number % run.sample_every == 0 or last):
+            shown = generate(training.model(), 100 if run.data.name == "digits" else 64)
+            write(shown, out / "samples" / f"step-{step.number:08d}.png")
+        if any(step.number == snapshot for snapshot in snapshots(run)):
+            training.snapshot()
+        if step.number % run.save_every == 0 or last:
+            training.save()
+    if log:
+        log.close()
+    if training.is_main:
+        save(training, out / "model", command)
+    return training
+
+
+def snapshots(run: Run) -> list[int]:
+    """The steps at which the averages are kept: `snapshots` of them, evenly spaced, the last step among them."""
+    return sorted({max(1, round(run.steps * (i + 1) / run.snapshots)) for i in range(run.snapshots)})
+
+
+def _evaluate(training: Training, log: Log | None, command: str) -> None:
+    loss = held_out_loss(training)
+    if log:
+        log.write(training.step, held_out_loss=loss)
+    if loss < training.best:
+        training.best = loss
+        if training.is_main:
+            save(training, training.out / "best", command)
+
+
+def save(training: Training, folder: Path, command: str, scores: dict[str, Any] | None = None) -> None:
+    """Write the averaged model with its card."""
+    facts: dict[str, Any] = {
+        "command": command,
+        "seconds": round(training.seconds, 1),
+        "ema": training.run.ema[0],
+        "held_out_loss": training.best,
+    }
+    model = training.model(**facts)
+    if scores:
+        model.config = replace(model.config, training={**model.config.training, "scores": scores})
+    model.card = card(model)
+    model.save(folder)
+
+
+def finish(training: Training, command: str, n: int, say: Say) -> dict[str, Any]:
+    """Grid, film, loss curve and scores of a trained run, into OUT; the scores also into the model's card."""
+    out = training.out
+    model = training.model(ema=training.run.ema[0])
+    classes = model.config.conditions.classes
+    shown = 10 * classes if 0 < classes <= 10 else 64
+    write(generate(model, shown), out / "samples.png")
+    say("the film of the reverse process")
+    film(model, out / "film.gif", n=shown)
+    loss_curve(out / "log.jsonl", out / "loss.png")
+    scores = evaluate(model, training.splits, n, say=say)
+    native.write_json(out / "scores.json", scores)
+    save(training, out / "model", command, scores)
+    return scores
+
+
+def loss_curve(log: Path, out: Path) -> None:
+    """Training and held-out loss by step, as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    lines = read(log)
+    figure = Figure(figsize=(6, 4), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    for name, label in (("loss", "training"), ("held_out_loss", "held out, averaged weights")):
+        points = np.array([(line["step"], line[name]) for line in lines if name in line])
+        if len(points):
+            axis.plot(points[:, 0], points[:, 1], label=label, marker="o" if len(points) < 30 else None)
+    axis.set(xlabel="step", ylabel="loss", yscale="log")
+    axis.legend()
+    figure.savefig(out)
+
+
+def plan(run: Run, init: Model | None) -> list[tuple[str, str]]:
+    """What a run would take: parameters, FLOPs, memory, images a second, ETA; measured on a few steps, nothing kept."""
+    import tempfile
+
+    from torch.utils.flop_counter import FlopCounterMode
+
+    measured = 6
+    with tempfile.TemporaryDirectory() as folder:
+        short = replace(run, steps=measured)
+        training = Training(short, folder, init, say=lambda text: None, resume=False)
+        parameters = sum(p.numel() for p in training.bare.parameters())
+        steps = train(training)
+        counter = FlopCounterMode(display=False)
+        with counter:
+            next(steps)
+        times = []
+        for _ in range(measured - 1):
+            start = time.perf_counter()
+            next(steps)
+            times.append(time.perf_counter() - start)
+    step = sorted(times)[len(times) // 2]
+    fixed = (
+        parameters * 4 * (4 + len(run.ema))
+    )  # weights, gradient, two moments, averages; the evaluation copy is small
+    info = training.splits.info
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    hours = run.steps * step / 3600
+    return [
+        (
+            "data",
+            f"{len(training.splits.train)} rows of {info.shape} ({info.kind}), {len(training.splits.held_out)} held out",
+        ),
+        ("classes", f"{len(info.label_names) or 'none'}"),
+        ("parameters", f"{parameters:,}"),
+        ("FLOPs a step", f"{counter.get_total_flops() / 1e9:.2f} G"),
+        (
+            "memory",
+            f"{fixed / 2**20:.0f} MiB of weights and moments, {peak / 2**20:.0f} MiB for the whole process at its peak",
+        ),
+        ("images/s", f"{run.batch / step:.0f}"),
+        ("ETA", f"{run.steps} steps in {hours:.1f} h" if hours >= 1 else f"{run.steps} steps in {60 * hours:.1f} min"),
+    ]
+
+
+def as_json(scores: dict[str, Any]) -> str:
+    return json.dumps(scores, indent=1)

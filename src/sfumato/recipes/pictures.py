@@ -1,0 +1,49 @@
+"""Recipes for pictures: named sets, and `pictures` for a user's own folder (--data.path FOLDER --data.size 32)."""
+
+from __future__ import annotations
+
+from sfumato.data import Data
+from sfumato.model import Sampling
+from sfumato.nn import UNetConfig
+from sfumato.train import Loss, Optimiser, Run
+
+
+def _run(data: Data, network: UNetConfig, steps: int) -> Run:
+    return Run(
+        data=data,
+        network=network,
+        loss=Loss(weighting="simple", times="stratified"),
+        optimiser=Optimiser(learning_rate=1e-3, warmup=500),
+        sampling=Sampling(sampler="ddim", steps=50),
+        steps=steps,
+        batch=64,
+    )
+
+
+def mnist() -> Run:
+    """28x28 grey digits, ten classes."""
+    return _run(Data("mnist"), UNetConfig(channels=32, multipliers=(1, 2, 2), blocks=1, attention=(2,)), 10_000)
+
+
+def fashion() -> Run:
+    """28x28 grey pieces of clothing, ten classes; mirrored, which clothes allow."""
+    network = UNetConfig(channels=32, multipliers=(1, 2, 2), blocks=1, attention=(2,))
+    return _run(Data("fashion", flip=True), network, 10_000)
+
+
+def cifar10() -> Run:
+    """32x32 colour pictures, ten classes."""
+    network = UNetConfig(channels=64, multipliers=(1, 2, 2), blocks=2, attention=(1, 2), dropout=0.1)
+    return _run(Data("cifar10", flip=True), network, 50_000)
+
+
+def emoji() -> Run:
+    """64x64 colour emoji, brought to 32x32, nine groups."""
+    network = UNetConfig(channels=64, multipliers=(1, 2, 2, 2), blocks=1, attention=(2, 3))
+    return _run(Data("emoji", size=32), network, 30_000)
+
+
+def pictures() -> Run:
+    """A folder of pictures, resized and cropped to 32x32; sub-folders are classes."""
+    network = UNetConfig(channels=64, multipliers=(1, 2, 2), blocks=1, attention=(2,), dropout=0.1)
+    return _run(Data("folder", path=".", size=32), network, 20_000)

@@ -1,0 +1,146 @@
+"""A Run: everything a training depends on, in one frozen dataclass.
+
+A recipe is a function that returns a complete Run; the command line is derived from its fields.  Two trainings with
+equal Runs on equal machines are equal to the bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from sfumato import schedules
+from sfumato.codecs import Codec, PixelCodec, StandardCodec
+from sfumato.data import Data, Info, Rows
+from sfumato.model import ModelConfig, Sampling
+from sfumato.nn import NETWORKS, Conditions, MLPConfig, UNetConfig
+
+FIT_ROWS = 10_000  # a codec is fitted to at most so many training rows, the first ones
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What is minimised."""
+
+    kind: str = "simple"
+    """A row of LOSSES: simple (weighted), hybrid or vlb (the bound)."""
+    weighting: str = "simple"
+    """A row of WEIGHTINGS, on the x_0 error: simple, x0, v, velocity, min_snr:gamma=5, sigmoid, edm, bound."""
+    times: str = "uniform"
+    """A row of TIMES: uniform, stratified, logit_normal:mean=0,std=1, importance."""
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """AdamW and its learning rate, which rises over `warmup` steps and then falls as `decay` says."""
+
+    learning_rate: float = 1e-3
+    """The highest learning rate; it does not change with the number of processes."""
+    warmup: int = 200
+    """Steps over which the learning rate rises from 0."""
+    decay: str = "cosine"
+    """A row of DECAYS: constant, linear, cosine, inverse_sqrt."""
+    beta1: float = 0.9
+    """AdamW's first beta."""
+    beta2: float = 0.99
+    """AdamW's second beta."""
+    weight_decay: float = 0.0
+    """AdamW's weight decay."""
+    clip: float = 1.0
+    """The gradient's norm is clipped to this."""
+    accumulate: int = 1
+    """Parts into which a batch is cut to save memory; the result is the same."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training, completely."""
+
+    data: Data = field(default_factory=Data)
+    network: UNetConfig | MLPConfig = field(default_factory=UNetConfig)
+    schedule: str = "cosine"
+    """A row of SCHEDULES, with options: cosine, linear:steps=1000, rectified."""
+    target: str = "v"
+    """What the network predicts, a row of TARGETS: eps, x0, v, score, flow, edm."""
+    time: Literal["index", "unit", "logsnr"] = "index"
+    """What the network is told of t."""
+    learned_variance: bool = False
+    """The network also predicts the reverse variance (for loss hybrid or vlb)."""
+    loss: Loss = Loss()
+    optimiser: Optimiser = Optimiser()
+    sampling: Sampling = field(default_factory=Sampling)
+    """How the trained model is sampled unless told otherwise."""
+    steps: int = 10_000
+    """Optimiser steps."""
+    batch: int = 128
+    """Rows of a step, over all processes together."""
+    seed: int = 0
+    """Everything random is a function of this and the step."""
+    precision: Literal["bfloat16", "float32"] = "bfloat16"
+    """Precision inside the network (autocast); weights, losses and EMA stay float32."""
+    drop_label: float = 0.1
+    """Share of rows trained without their label, for classifier-free guidance."""
+    ema: tuple[float, ...] = (0.05, 0.10)
+    """Lengths of the averages that are tracked, as shares of the training; the first is the model's."""
+    snapshots: int = 16
+    """How often the averages are kept, so that other lengths can be made afterwards."""
+    log_every: int = 50
+    """Steps between lines of the log."""
+    save_every: int = 1000
+    """Steps between checkpoints."""
+    evaluate_every: int = 1000
+    """Steps between held-out losses."""
+    sample_every: int = 1000
+    """Steps between grids of samples."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "log_every", "save_every", "evaluate_every", "sample_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+        if self.optimiser.accumulate < 1 or self.batch % self.optimiser.accumulate:
+            raise ValueError(
+                f"batch {self.batch} cannot be cut into optimiser.accumulate = {self.optimiser.accumulate} equal parts"
+            )
+        if not 0 <= self.drop_label < 1:
+            raise ValueError(f"drop_label is a share in [0, 1); got {self.drop_label}")
+        if not self.ema:
+            raise ValueError("ema must name at least one length, such as 0.05")
+
+    def document(self) -> dict[str, Any]:
+        """The Run as JSON: what a later command is compared with."""
+        return {**asdict(self), "network": {"name": network_name(self.network), **asdict(self.network)}}
+
+
+def network_name(network: UNetConfig | MLPConfig) -> str:
+    """The row of NETWORKS that a network's config belongs to."""
+    return next(name for name, row in NETWORKS.items() if isinstance(network, row.config))
+
+
+def fit_codec(info: Info, rows: Rows) -> Codec:
+    """Pixels for data with levels; else mean and standard deviation of the first training rows."""
+    if info.levels is not None:
+        return PixelCodec(info.levels)
+    x = rows.take(np.arange(min(len(rows), FIT_ROWS)))["x"]
+    assert not isinstance(x, list)
+    return StandardCodec.fit(x)
+
+
+def model_config(run: Run, info: Info, codec: Codec) -> ModelConfig:
+    """The config of the model that a run trains."""
+    return ModelConfig(
+        shape=info.shape,
+        kind=info.kind,
+        network=network_name(run.network),
+        options=asdict(run.network),
+        conditions=Conditions(classes=len(info.label_names)),
+        schedule=schedules.from_spec(run.schedule).spec,
+        target=run.target,
+        time=run.time,
+        learned_variance=run.learned_variance,
+        codec=codec.spec,
+        label_names=info.label_names,
+        sampling=run.sampling,
+        data={**asdict(run.data), "source": info.source, "rule": info.rule},
+    )

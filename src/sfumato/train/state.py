@@ -1,0 +1,87 @@
+"""The state of a training on disk: everything that is not a function of (seed, step).
+
+    OUT/run.json                        the Run
+    OUT/checkpoints/step-00001000/      weights, averages, optimiser, loss history; the last two are kept
+    OUT/ema/step-00001000/              the averages alone, in half precision, kept for good
+
+A checkpoint that is torn or edited is refused by name and the one before it is used.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfumato.checkpoints import native
+from sfumato.train.run import Run
+
+KEPT = 2
+MAY_CHANGE = {"steps", "log_every", "save_every", "evaluate_every", "sample_every", "snapshots", "sampling"}
+
+State = tuple[dict[str, Tensor], dict[str, Any]]
+
+
+def folder_of(out: Path, step: int) -> Path:
+    return out / "checkpoints" / f"step-{step:08d}"
+
+
+def save(out: Path, step: int, tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> None:
+    """Write the checkpoint of a step, then drop all but the last two."""
+    native.write_folder(folder_of(out, step), "state", tensors, {"step": step, **document})
+    for old in sorted((out / "checkpoints").glob("step-*"))[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def load(out: Path, say: Callable[[str], None]) -> State | None:
+    """The newest whole checkpoint, or None if the run has none; what is torn is named through `say`.
+
+    Raises ValueError if there are checkpoints but none is whole.
+    """
+    found = sorted((out / "checkpoints").glob("step-*"), reverse=True)
+    for path in found:
+        try:
+            return native.read_state(path)
+        except ValueError as error:
+            say(f"refused checkpoint {path.name}: {error}")
+    if found:
+        raise ValueError(f"no checkpoint in {out / 'checkpoints'} is whole; move the folder away to start again")
+    return None
+
+
+def save_snapshot(out: Path, step: int, tensors: Mapping[str, Tensor], lengths: tuple[float, ...]) -> None:
+    half = {name: x.to(torch.float16) for name, x in tensors.items()}
+    native.write_folder(out / "ema" / f"step-{step:08d}", "state", half, {"step": step, "lengths": list(lengths)})
+
+
+def check_same_run(out: Path, run: Run) -> None:
+    """Write OUT/run.json, or compare it: a run that goes on has the settings it began with."""
+    path = out / "run.json"
+    wanted = _flat(run.document())
+    if path.exists():
+        began = _flat(native.read_json(path))
+        different = [
+            f"{key}: {began.get(key)!r} then, {wanted.get(key)!r} now"
+            for key in sorted(began.keys() | wanted.keys())
+            if began.get(key) != wanted.get(key) and key.split(".")[0] not in MAY_CHANGE
+        ]
+        if different:
+            raise ValueError(
+                f"{out} began with other settings ({'; '.join(different)}); "
+                "give the same settings to go on, or another --out to start anew"
+            )
+    native.write_json(path, run.document())
+
+
+def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in document.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return flat

@@ -1,0 +1,283 @@
+"""Training, as a generator.
+
+    training = Training(run, out)
+    for step in train(training):
+        ...                        # logging, saving, sampling are the body of a for
+
+One step k (counted from 1), for a global batch of rows:
+
+    x_0 = codec.encode(rows),  t ~ TIMES,  eps ~ N(0, I),  L = mean of weight x LOSSES[kind](...)
+    w <- AdamW(w, clipped grad L),   every EMA <- lerp(EMA, w)
+
+Rows, times, noise, dropped labels, augmentation and dropout are functions of (seed, k) (`noise`), the learning rate
+of k.  What depends on history (weights, averages, optimiser, loss history) is the saved state.  So a training that
+was killed goes on to the same bits.  Several processes through accelerate: each takes its rows of the same batch.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sfumato import data, gaussian, losses
+from sfumato.checkpoints import native
+from sfumato.denoiser import Denoiser
+from sfumato.model import PRECISIONS, Model, ModelConfig, build_network, network_denoiser
+from sfumato.noise import DROP, EPS, NETWORK, TIMES, philox
+from sfumato.options import call_with, unknown
+from sfumato.train import state
+from sfumato.train.ema import EMA
+from sfumato.train.run import Run, fit_codec, model_config
+
+HISTORY = 10  # losses remembered at each step for importance sampling
+HELD_OUT_ROWS = 1024  # the held-out loss is measured on at most so many rows
+
+# (k - warmup)/(steps - warmup) in [0, 1], k/warmup >= 1 -> share of the highest learning rate
+DECAYS: dict[str, Callable[[float, float], float]] = {
+    "constant": lambda done, ratio: 1.0,
+    "linear": lambda done, ratio: 1 - done,
+    "cosine": lambda done, ratio: 0.5 * (1 + math.cos(math.pi * done)),
+    "inverse_sqrt": lambda done, ratio: ratio**-0.5,
+}
+
+
+def learning_rate(run: Run, step: int) -> float:
+    """The rate of step k = 1..steps: a rise from 0 over the warm-up, then a row of DECAYS."""
+    o, warmup = run.optimiser, max(run.optimiser.warmup, 1)
+    if step <= o.warmup:
+        return o.learning_rate * step / warmup
+    done = (step - o.warmup) / max(run.steps - o.warmup, 1)
+    return o.learning_rate * DECAYS[o.decay](min(done, 1.0), step / warmup)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step gave: its number (counted from 1), loss, learning rate, gradient norm before clipping."""
+
+    number: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+
+
+@final
+class Training:
+    """The state of one training: built from its Run, and filled from the last checkpoint of `out` if there is one."""
+
+    def __init__(
+        self,
+        run: Run,
+        out: str | Path,
+        init: Model | None = None,
+        say: Callable[[str], None] = print,
+        resume: bool = True,
+    ):
+        from accelerate import Accelerator
+
+        for kind, name, table in (
+            ("loss", run.loss.kind, losses.LOSSES),
+            ("decay", run.optimiser.decay, DECAYS),
+        ):
+            if name not in table:
+                raise unknown(kind, name, table)
+        self.run, self.out, self.say = run, Path(out), say
+        self.weighting = call_with("weighting", run.loss.weighting, losses.WEIGHTINGS)
+        self.times = call_with("times", run.loss.times, losses.TIMES)
+        self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
+        world = self.accelerator.num_processes
+        if run.batch % (world * run.optimiser.accumulate):
+            raise ValueError(
+                f"batch {run.batch} cannot be shared by {world} processes x {run.optimiser.accumulate} parts; "
+                "take a batch they divide"
+            )
+        self.splits = data.load(run.data)
+        self.codec = fit_codec(self.splits.info, self.splits.train) if init is None else init.codec
+        self.config = model_config(run, self.splits.info, self.codec)
+        torch.manual_seed(run.seed)
+        net = build_network(self.config)
+        if init is not None:
+            _start_from(net, self.config, init)
+        net.to(self.accelerator.device)
+        self.ema = EMA(net, run.ema)
+        self.averaged = copy.deepcopy(net).eval().requires_grad_(False)
+        self.bare = net
+        self.optimiser = torch.optim.AdamW(
+            net.parameters(),
+            lr=run.optimiser.learning_rate,
+            betas=(run.optimiser.beta1, run.optimiser.beta2),
+            weight_decay=run.optimiser.weight_decay,
+            fused=True,
+        )
+        self.net = self.accelerator.prepare(net)
+        self.denoiser = network_denoiser(self.config, self.net, PRECISIONS[run.precision])
+        steps = self.denoiser.schedule.steps
+        self.history = torch.full((steps, HISTORY), math.nan, dtype=torch.float64) if steps else None
+        self.step, self.seconds, self.best = 0, 0.0, math.inf
+        if resume:
+            state.check_same_run(self.out, run)
+            self._resume()
+
+    @property
+    def is_main(self) -> bool:
+        return bool(self.accelerator.is_main_process)
+
+    def encode(self, rows: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """x_0 and cond of some rows, on the device."""
+        cond = {"label": rows["label"]} if "label" in rows and self.config.conditions.classes else {}
+        x_0 = self.codec.encode(rows["x"]).to(self.accelerator.device)
+        return x_0, {name: c.to(self.accelerator.device) for name, c in cond.items()}
+
+    def model(self, length: float | None = None, **facts: Any) -> Model:
+        """The model as it stands: the average of a tracked length, on its own copy of the network."""
+        self.ema.copy_to(self.averaged, self.run.ema[0] if length is None else length)
+        config = replace(self.config, training={**self.config.training, "step": self.step, **facts})
+        return Model(config, self.averaged, card="")
+
+    def save(self) -> None:
+        """Write the checkpoint of this step (by the main process)."""
+        if not self.is_main:
+            return
+        names = [name for name, _ in self.bare.named_parameters()]
+        moments = [self.optimiser.state[p] for p in self.bare.parameters()]
+        tensors = {f"net/{name}": x for name, x in self.bare.state_dict().items()}
+        tensors |= {f"ema/{name}": x for name, x in self.ema.tensors().items()}
+        tensors |= {f"adam/{key}/{name}": m[key] for name, m in zip(names, moments, strict=True) for key in m}
+        if self.history is not None:
+            tensors["history"] = self.history
+        state.save(self.out, self.step, tensors, {"seconds": self.seconds, "best": self.best})
+
+    def snapshot(self) -> None:
+        """Keep the averages, so that other lengths can be made afterwards."""
+        if self.is_main:
+            state.save_snapshot(self.out, self.step, self.ema.tensors(), self.run.ema)
+
+    def _resume(self) -> None:
+        found = state.load(self.out, self.say)
+        if found is None:
+            return
+        tensors, document = found
+        native.fill(self.bare, _under("net/", tensors), str(self.out))
+        self.ema.restore(_under("ema/", tensors))
+        for name, p in self.bare.named_parameters():
+            self.optimiser.state[p] = {
+                key: tensors[f"adam/{key}/{name}"].to(p.device) for key in ("step", "exp_avg", "exp_avg_sq")
+            }
+        if self.history is not None:
+            self.history.copy_(tensors["history"])
+        self.step, self.seconds, self.best = document["step"], document["seconds"], document["best"]
+        self.say(f"going on from step {self.step} of {self.run.steps}")
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
+
+
+def _start_from(net: torch.nn.Module, config: ModelConfig, init: Model) -> None:
+    """Fine-tuning: the weights of another model of the same kind; a label table of another size starts anew."""
+    for key in ("shape", "network", "options", "schedule", "target", "time", "learned_variance"):
+        theirs, ours = getattr(init.config, key), getattr(config, key)
+        if json.dumps(theirs) != json.dumps(ours):  # as JSON, where tuples are lists
+            raise ValueError(
+                f"--init has {key} {theirs!r}, the run {ours!r}; they must be alike to go on from its weights"
+            )
+    mine = net.state_dict()
+    fitting = {name: x for name, x in init.net.state_dict().items() if name in mine and x.shape == mine[name].shape}
+    native.fill(net, {**mine, **fitting}, "--init")
+
+
+def train(training: Training) -> Iterator[Step]:
+    """Go on to the run's last step, yielding after each; ValueError if the loss is no longer a number."""
+    run, accelerator = training.run, training.accelerator
+    rank, world = accelerator.process_index, accelerator.num_processes
+    batches = training.splits.train.batches(run.seed, run.batch, start=training.step, rank=rank, world=world)
+    while training.step < run.steps:
+        rows = next(batches)
+        k = training.step + 1
+        rate = learning_rate(run, k)
+        for group in training.optimiser.param_groups:
+            group["lr"] = rate
+        loss, norm = _one_step(training, rows, k)
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            raise ValueError(
+                f"the loss is {loss} and the gradient's norm {norm} at step {k}, so the training stops; the last checkpoint "
+                f"is kept; try a lower --optimiser.learning-rate or --precision float32"
+            )
+        training.optimiser.step()
+        training.ema.update(training.bare, k)
+        training.step = k
+        yield Step(k, loss, rate, norm)
+
+
+def _one_step(training: Training, rows: dict[str, Any], k: int) -> tuple[float, float]:
+    """Gradients of step k in the network; the global loss and the gradient's norm before clipping."""
+    run, accelerator = training.run, training.accelerator
+    part = slice(accelerator.process_index, None, accelerator.num_processes)
+    x_0, cond = training.encode(rows)
+    u = torch.from_numpy(philox(run.seed, TIMES, k).random(run.batch))
+    p = None if training.history is None else losses.importance_probabilities(training.history)
+    t, weight = training.times(u, training.denoiser.schedule, p)
+    eps = torch.from_numpy(philox(run.seed, EPS, k).standard_normal((run.batch, *x_0.shape[1:]), dtype=np.float32))
+    dropped = torch.from_numpy(philox(run.seed, DROP, k).random(run.batch) < run.drop_label)
+    t, weight, eps, dropped = (a[part].to(x_0.device) for a in (t, weight, eps, dropped))
+    if "label" in cond:
+        null = training.denoiser.null_cond["label"].to(x_0.device)
+        cond["label"] = torch.where(dropped, null, cond["label"])
+    training.optimiser.zero_grad(set_to_none=True)
+    training.net.train()
+    parts = torch.arange(len(x_0)).chunk(run.optimiser.accumulate)
+    found = []
+    with torch.random.fork_rng(devices=[]):
+        seed = philox(run.seed, NETWORK, k).integers(2**62, size=accelerator.num_processes)
+        torch.manual_seed(int(seed[accelerator.process_index]))
+        for i, chunk in enumerate(parts):
+            here = {name: c[chunk] for name, c in cond.items()}
+            with accelerator.no_sync(training.net) if i < len(parts) - 1 else accelerator.autocast():
+                values = row_losses(training, training.denoiser, x_0[chunk], t[chunk], eps[chunk], here)
+                accelerator.backward((weight[chunk].to(values) * values).mean() * (len(chunk) / len(x_0)))
+            found.append(values.detach())
+    values = torch.cat(found)
+    if training.history is not None and training.run.loss.times.startswith("importance"):
+        _remember(training.history, *(accelerator.gather(a).cpu() for a in (t, values)))
+    norm = accelerator.clip_grad_norm_(training.net.parameters(), run.optimiser.clip)
+    return accelerator.gather((weight.to(values) * values).mean()[None]).mean().item(), float(norm)
+
+
+def row_losses(
+    training: Training, denoiser: Denoiser, x_0: Tensor, t: Tensor, eps: Tensor, cond: dict[str, Tensor]
+) -> Tensor:
+    """The run's loss at each row, (B,)."""
+    x_t = gaussian.perturb(denoiser.schedule, x_0, t, eps)
+    at = losses.Noised(denoiser.schedule, x_0, x_t, t, training.codec.bin_width)
+    return losses.LOSSES[training.run.loss.kind](at, denoiser(x_t, t, cond), training.weighting)
+
+
+def _remember(history: Tensor, t: Tensor, values: Tensor) -> None:
+    """The oldest loss at each visited step makes room for the newest."""
+    for i, value in zip((t.double() * len(history)).round().long().tolist(), values.tolist(), strict=True):
+        history[i - 1] = torch.cat([history[i - 1, 1:], history.new_tensor([value])])
+
+
+@torch.no_grad()
+def held_out_loss(training: Training, batch: int = 256) -> float:
+    """The run's loss on held-out rows with the averaged weights; times (stratified) and noise are always the same."""
+    held_out, run = training.splits.held_out, training.run
+    n = min(len(held_out), HELD_OUT_ROWS)
+    training.ema.copy_to(training.averaged, run.ema[0])
+    denoiser = network_denoiser(training.config, training.averaged, PRECISIONS[run.precision])
+    total = 0.0
+    for i, index in enumerate(np.array_split(np.arange(n), -(-n // batch))):
+        x_0, cond = training.encode(held_out.take(index))
+        u = torch.from_numpy(philox(0, TIMES, i).random(len(index)))
+        t, _ = losses.stratified(u, denoiser.schedule, None)
+        eps = torch.from_numpy(philox(0, EPS, i).standard_normal(tuple(x_0.shape), dtype=np.float32)).to(x_0)
+        total += row_losses(training, denoiser, x_0, t.to(x_0.device), eps, cond).sum().item()
+    return total / n

@@ -1,0 +1,192 @@
+"""Any number of steps runs, from the prior to t = 0, with every sampler on every grid."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import product
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sfumato import samplers, schedules
+from sfumato.denoiser import Cond, Denoiser, Prediction, from_x0
+from sfumato.grids import GRIDS
+from sfumato.samplers import SAMPLERS, ddim
+from sfumato.samplers.loop import Noise, Query, Steps, Walk, walk
+from sfumato.schedules import Schedule
+from sfumato.testbed import GaussianMixture
+
+
+class Shrink(Denoiser):
+    """The cheapest Denoiser: x0 = x/2.  It writes down what it was asked."""
+
+    def __init__(self, schedule: Schedule):
+        self.schedule, self.times = schedule, []  # type: ignore[var-annotated]
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Prediction:
+        assert t.shape == (len(x_t),)
+        assert not torch.is_grad_enabled()
+        self.times.append(float(t[0]))
+        return from_x0(self.schedule, x_t, t, x_t / 2)
+
+
+def schedule_of(total: int) -> schedules.Discrete:
+    return schedules.linear(total) if total > 20 else schedules.cosine(total)
+
+
+def check(denoiser: Denoiser, sampler: str, grid: str, steps: int, x_T: Tensor) -> None:
+    seen = list(samplers.trajectory(denoiser, x_T, sampler, steps=steps, grid=grid))
+    assert len(seen) == steps * SAMPLERS[sampler].calls + 1
+    t, x, p = seen[0]
+    assert float(t) == 1
+    assert torch.equal(x, x_T)
+    assert p is not None
+    t, x, p = seen[-1]
+    assert float(t) == 0
+    assert denoiser.schedule.sigma(t) == 0
+    assert p is None
+    assert x.shape == x_T.shape
+    assert x.dtype == x_T.dtype
+    assert all(bool(torch.isfinite(state).all()) for _, state, _ in seen)
+
+
+@pytest.mark.parametrize(("sampler", "grid"), product(sorted(SAMPLERS), sorted(GRIDS)))
+@pytest.mark.parametrize("total", [1, 2, 10])
+def test_every_number_of_steps(total: int, sampler: str, grid: str, mixture_1d: GaussianMixture) -> None:
+    x_T = torch.tensor([[0.3], [-1.2], [2.5]])
+    for steps in range(1, total + 1):
+        check(mixture_1d.denoiser(schedule_of(total)), sampler, grid, steps, x_T)
+
+
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+@given(steps=st.integers(1, 1000), grid=st.sampled_from(sorted(GRIDS)))
+@example(steps=1, grid="uniform")
+@example(steps=999, grid="quadratic")
+@settings(max_examples=5)
+def test_any_number_of_a_thousand(sampler: str, steps: int, grid: str, mixture_1d: GaussianMixture) -> None:
+    check(mixture_1d.denoiser(schedule_of(1000)), sampler, grid, steps, torch.tensor([[0.3], [-1.2]]))
+
+
+@pytest.mark.parametrize("name", ["linear_continuous", "cosine_continuous", "rectified", "edm"])
+@pytest.mark.parametrize(("sampler", "grid"), product(sorted(SAMPLERS), sorted(GRIDS)))
+def test_continuous_schedules(name: str, sampler: str, grid: str, mixture_1d: GaussianMixture) -> None:
+    schedule = schedules.from_spec(name)
+    for steps in (1, 2, 13):
+        check(mixture_1d.denoiser(schedule), sampler, grid, steps, schedule.prior_std * torch.tensor([[0.3], [-1.2]]))
+
+
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+@pytest.mark.parametrize("total", [1, 2, 10, 1000])
+def test_as_many_steps_as_there_are_visit_each_once(total: int, sampler: str) -> None:
+    denoiser = Shrink(schedule_of(total))
+    samplers.sample(denoiser, torch.ones(1, 1), sampler, steps=total)
+    assert [round(t * total, 6) for t in denoiser.times] == list(range(total, 0, -1))
+
+
+def test_one_step_is_the_predicted_x0() -> None:
+    denoiser = Shrink(schedule_of(1000))
+    x_T = torch.tensor([[0.3], [-1.2]])
+    for sampler in SAMPLERS:
+        torch.testing.assert_close(samplers.sample(denoiser, x_T, sampler, steps=1), x_T / 2)
+
+
+@pytest.mark.parametrize("steps", [0, -3, 11, 1.5, True, None])
+def test_wrong_numbers_of_steps(steps: object) -> None:
+    with pytest.raises(ValueError, match="steps must be a whole number from 1 to 10"):
+        samplers.sample(Shrink(schedule_of(10)), torch.ones(1, 1), steps=steps)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"sampler": "dimm"}, r"unknown sampler 'dimm'; did you mean 'ddim'.*ancestral, ddim, ddim-sigma-hat"),
+        ({"sampler": "ddim:etta=1"}, r"unknown option of sampler ddim 'etta'; did you mean 'eta'"),
+        ({"sampler": "ddim:eta=1.5"}, r"eta must lie in \[0, 1\].*got 1.5"),
+        ({"sampler": "ddim:eta=lots"}, r"option eta of sampler ddim is a number"),
+        ({"sampler": "ancestral:variance=big"}, r"unknown variance 'big'.*large.*small"),
+        ({"sampler": "ancestral:variance=learned"}, r"needs a network that predicts it"),
+        ({"grid": "trialing"}, r"unknown grid 'trialing'; did you mean 'trailing'"),
+        ({"grid": torch.tensor([1.0, 1.0, 0.0])}, r"a grid is a list of at least two times falling"),
+        ({"seeds": [1]}, r"1 seeds for 2 rows"),
+    ],
+)
+def test_mistakes_are_answered(options: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        samplers.sample(Shrink(schedule_of(10)), torch.ones(2, 1), **{"steps": 5, **options})  # type: ignore[arg-type]
+
+
+def test_a_sampler_is_a_name_options_or_any_callable() -> None:
+    denoiser, x_T = Shrink(schedule_of(10)), torch.tensor([[0.3], [-1.2]])
+    by_text = samplers.sample(denoiser, x_T, "ddim:eta=0.5", steps=5)
+    assert torch.equal(by_text, samplers.sample(denoiser, x_T, partial(ddim, eta=0.5), steps=5))
+    assert not torch.equal(by_text, samplers.sample(denoiser, x_T, "ddim", steps=5))
+
+    def mine(x: Tensor, times: Steps, schedule: Schedule, noise: Noise) -> Walk:
+        for t, _ in times:
+            p = yield Query(x, t)
+            x = p.x0
+        return x
+
+    torch.testing.assert_close(samplers.sample(denoiser, x_T, mine, steps=3), x_T / 8)
+
+
+def test_the_grid_can_be_given_as_times() -> None:
+    """A start below t = 1 is a walk from a noised picture; every visited time is the one given."""
+    denoiser = Shrink(schedule_of(1000))
+    samplers.sample(denoiser, torch.ones(1, 1), grid=torch.tensor([0.6, 0.25, 0.1, 0.0], dtype=torch.float64))
+    assert denoiser.times == [0.6, 0.25, 0.1]
+
+
+def test_seeds_are_the_noise_and_nothing_else() -> None:
+    denoiser, x_T = Shrink(schedule_of(10)), torch.tensor([[0.3], [0.3], [0.3]])
+    drawn = samplers.sample(denoiser, x_T, "ancestral", steps=5, seeds=[4, 5, 4])
+    assert torch.equal(drawn[0], drawn[2])
+    assert not torch.equal(drawn[0], drawn[1])
+    default = samplers.sample(denoiser, x_T, "ancestral", steps=5)
+    assert torch.equal(default, samplers.sample(denoiser, x_T, "ancestral", steps=5, seeds=range(3)))
+    for name, row in SAMPLERS.items():
+        moved = samplers.sample(denoiser, x_T, name, steps=5, seeds=[1, 2, 3])
+        other = samplers.sample(denoiser, x_T, name, steps=5, seeds=[7, 8, 9])
+        assert torch.equal(moved, other) != row.stochastic
+
+
+def test_cond_reaches_the_denoiser() -> None:
+    class Labels(Shrink):
+        def __call__(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Prediction:
+            assert cond is not None
+            return from_x0(self.schedule, x_t, t, cond["label"][:, None].to(x_t))
+
+    x = samplers.sample(Labels(schedule_of(10)), torch.ones(2, 1), steps=4, cond={"label": torch.tensor([3, 8])})
+    assert x.flatten().tolist() == [3, 8]
+
+
+def test_leaving_early_closes_the_sampler_and_leaves_grad_as_it_was() -> None:
+    closed = []
+
+    def watched(x: Tensor, times: Steps, schedule: Schedule, noise: Noise) -> Walk:
+        try:
+            yield from ddim(x, times, schedule, noise)
+        finally:
+            closed.append(True)
+        return x
+
+    times = GRIDS["trailing"](schedule_of(10), 10)
+    passing = walk(Shrink(schedule_of(10)), torch.ones(1, 1), watched, times, lambda k: torch.zeros(1, 1))
+    for _ in range(3):
+        next(passing)
+        assert torch.is_grad_enabled()
+    passing.close()
+    assert closed == [True]
+
+
+def test_an_error_of_the_denoiser_is_not_swallowed() -> None:
+    class Broken(Shrink):
+        def __call__(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Prediction:
+            next(iter(()))
+            raise AssertionError
+
+    with pytest.raises((StopIteration, RuntimeError)):
+        samplers.sample(Broken(schedule_of(10)), torch.ones(1, 1), steps=3)
