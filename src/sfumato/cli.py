@@ -80,7 +80,7 @@ def _name_first(args: Sequence[str], what: str, usage: str) -> tuple[str, list[s
 
 def train(args: Sequence[str]) -> None:
     """train a recipe; to resume, give the same command again"""
-    from sfumato import grids, losses, parameterization, samplers, schedules
+    from sfumato import data, grids, losses, nn, parameterization, samplers, schedules
     from sfumato.options import unknown
     from sfumato.recipes import RECIPES
     from sfumato.train import DECAYS
@@ -89,6 +89,8 @@ def train(args: Sequence[str]) -> None:
         [
             "sfumato train RECIPE [--out DIR] [--init MODEL] [--dry-run] [any field of the run]\n",
             _rows("recipes", {name: _first_line(recipe.__doc__) for name, recipe in RECIPES.items()}),
+            _rows("data sets", {row: _first_line(f.__doc__) for row, f in data.DATASETS.items()}),
+            _rows("networks", {row: network.summary for row, network in nn.NETWORKS.items()}),
             _rows("schedules", list(schedules.SCHEDULES)),
             _rows("targets", list(parameterization.TARGETS)),
             _rows("losses", list(losses.LOSSES)),
@@ -259,9 +261,10 @@ def sample(args: Sequence[str]) -> None:
     given = _parse(SampleArguments, "sample MODEL", _sampling_tables(usage), ["--n" if a == "-n" else a for a in rest])
 
     from sfumato.model import load
-    from sfumato.tasks import generate, write
+    from sfumato.tasks import check_out, generate, write
 
     model = load(name, ema=given.ema, precision=given.precision)
+    check_out(given.out, model.config.kind)
     samples = generate(
         model,
         given.n,
@@ -273,7 +276,7 @@ def sample(args: Sequence[str]) -> None:
         guidance=given.guidance,
         batch=given.batch,
     )
-    samples.settings["model"] = str(name)
+    samples.settings |= {"model": str(name), "ema": given.ema, "precision": given.precision}
     write(samples, given.out)
     print(f"{given.n} samples of {name} in {samples.seconds:.1f} s: {given.out}")
 
@@ -399,6 +402,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # the disk or the rights, where no closer message was found
+        where = f" {error.filename}" if error.filename else ""
+        print(
+            f"sfumato: cannot read or write{where}: {error.strerror or error}; mend that and try again", file=sys.stderr
+        )
+        return 2
     except KeyboardInterrupt:
         print("sfumato: stopped; give the same command to go on", file=sys.stderr)
         return 130

@@ -60,10 +60,14 @@ class PixelCodec(Codec):
         return {"name": "pixels", "levels": self.levels}
 
     def encode(self, x: Tensor) -> Tensor:
-        if x.is_floating_point() or bool((x.max() >= self.levels) if x.numel() else False):
+        if x.is_floating_point() or x.is_complex():
             raise ValueError(
-                f"pixels must be whole numbers 0..{self.levels - 1}; got {x.dtype} up to {float(x.max()):g}; "
-                "convert to uint8 first"
+                f"pixels must be whole numbers 0..{self.levels - 1}; got {x.dtype}; convert to uint8 first"
+            )
+        if x.numel() and (int(x.min()) < 0 or int(x.max()) >= self.levels):
+            raise ValueError(
+                f"pixels must be whole numbers 0..{self.levels - 1}; got {int(x.min())} to {int(x.max())}; "
+                "rescale them, or take a codec of more levels"
             )
         return x.float() * self.bin_width - 1
 
@@ -87,7 +91,8 @@ class StandardCodec(Codec):
         """Mean and standard deviation over rows and positions of x (N, D) or (N, C, ...); a constant has std 1."""
         columns = x.double().transpose(0, 1).flatten(1)
         std = columns.std(1, correction=0)
-        return cls(tuple(columns.mean(1).tolist()), tuple(torch.where(std > 0, std, 1.0).tolist()))
+        varies = std > 1e-7 * columns.abs().amax(1)  # less than that is float32's own rounding of a constant
+        return cls(tuple(columns.mean(1).tolist()), tuple(torch.where(varies, std, 1.0).tolist()))
 
     @property
     def spec(self) -> dict[str, Any]:

@@ -9,6 +9,8 @@ the model; there is no pickle and no code in it.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -23,7 +25,7 @@ from sfumato.checkpoints import native
 from sfumato.denoiser import Denoiser, NetworkDenoiser, Prediction
 from sfumato.nn import NETWORKS, Conditions
 from sfumato.noise import PRIOR, normal
-from sfumato.options import unknown
+from sfumato.options import unknown, whole
 
 ZOO = Path(__file__).parent / "zoo"
 PRECISIONS: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16}
@@ -126,6 +128,11 @@ class Model:
     def device(self) -> torch.device:
         return next(self.net.parameters()).device
 
+    @property
+    def usual_steps(self) -> int:
+        """The sampling steps of the config, as far as the schedule has so many."""
+        return min(self.config.sampling.steps, self.denoiser.schedule.steps or self.config.sampling.steps)
+
     def guided(self, clip: bool | None = None) -> Denoiser:
         """The denoiser that `sample` walks with: guided by cond["guidance"], its x_0 held in the codec's limits."""
         guided = guidance.cfg(self.denoiser)
@@ -133,7 +140,11 @@ class Model:
         return guidance.clip(guided, *limits) if limits else guided
 
     def labels(self, n: int, label: int | str | Sequence[int] | None = None) -> Tensor | None:
-        """The class of each of n rows: all `label` (number or name), those of a list, or in turn; None if unlabelled."""
+        """The class of each of n rows: all `label` (name or number), those of a list, or in turn; None if unlabelled.
+
+        A text that is a class's name means that class, even if it also reads as the number of another.
+        """
+        whole("n", n)
         classes = self.config.conditions.classes
         if not classes:
             if label is not None:
@@ -141,17 +152,16 @@ class Model:
             return None
         if label is None:
             return torch.arange(n) % classes
-        if isinstance(label, str) and not label.lstrip("-").isdigit():
-            if label not in self.config.label_names:
-                raise unknown("label", label, self.config.label_names)
-            label = self.config.label_names.index(label)
-        labels = torch.tensor([int(label)] * n if isinstance(label, int | str) else list(label))
-        if len(labels) != n or bool(((labels < 0) | (labels >= classes)).any()):
-            raise ValueError(
-                f"labels must be {n} numbers in 0..{classes - 1}; got {len(labels)} from {int(labels.min())} "
-                f"to {int(labels.max())}"
-            )
-        return labels
+        if isinstance(label, str):
+            names = self.config.label_names
+            if label not in names and not re.fullmatch(r"-?[0-9]+", label):
+                raise unknown("label", label, names)
+            label = names.index(label) if label in names else int(label)
+        labels = [label] * n if isinstance(label, int) else [int(one) for one in label]
+        if len(labels) != n or min(labels) < 0 or max(labels) >= classes:
+            came = f"{len(labels)} from {min(labels)} to {max(labels)}" if labels else "none"
+            raise ValueError(f"labels must be {n} numbers in 0..{classes - 1}; got {came}")
+        return torch.tensor(labels)
 
     def sample(
         self,
@@ -192,26 +202,26 @@ class Model:
         schedule = self.denoiser.schedule
         x_T = schedule.prior_std * normal(seeds, self.config.shape, PRIOR).to(self.device)
         cond = None
+        scale = usual.guidance if guidance is None else guidance
+        if not math.isfinite(scale) or (labels is None and scale != 1):
+            allowed = "a finite number" if self.config.conditions.classes else "1, for the model knows no classes"
+            raise ValueError(f"guidance {scale:g} came, allowed is {allowed}; leave it out")
         if labels is not None:
-            scale = usual.guidance if guidance is None else guidance
             cond = {"label": labels[rows].to(self.device), "guidance": torch.full((len(rows),), float(scale)).to(x_T)}
-        most = schedule.steps or 10**9
         return samplers.trajectory(
             self.guided(),
             x_T,
             sampler or usual.sampler,
-            min(usual.steps, most) if steps is None else steps,
+            self.usual_steps if steps is None else steps,
             grid or usual.grid,
             seeds,
             cond,
         )
 
     def _batches(self, n: int, seed: int, batch: int) -> Iterator[range]:
-        if n < 1 or batch < 1:
-            raise ValueError(f"n and batch must be at least 1; got n={n}, batch={batch}")
         if not isinstance(seed, int):
             raise ValueError(f"seed must be a whole number; got {seed!r}")
-        return (range(start, min(start + batch, n)) for start in range(0, n, batch))
+        return (range(start, min(start + batch, n)) for start in range(0, whole("n", n), whole("batch", batch)))
 
     def save(self, path: str | Path, half: bool = False) -> None:
         """Write the model folder; half keeps the weights in float16, half the size."""
@@ -227,7 +237,7 @@ def zoo() -> dict[str, Path]:
 def find(name: str | Path) -> Path:
     """The model folder that a zoo name, a model folder or a run means."""
     path = Path(name)
-    if (path / "model" / "config.json").exists():
+    if (path / "model" / "config.json").exists() or (path / "run.json").exists():
         return path / "model"
     if path.exists() or len(path.parts) > 1 or path.suffix:
         return path
@@ -247,6 +257,13 @@ def load(name: str | Path, *, ema: float | None = None, precision: str = "float3
     config = ModelConfig.read(document, str(folder / "config.json"))
     if ema is not None:
         tensors = averages.reconstruct(folder.parent / "ema", ema)
-    net = build_network(config)
+    try:
+        net = build_network(config)
+        model = Model(config, net, card, precision)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"{folder / 'config.json'} does not read as a config: {type(error).__name__} {error}; it was edited"
+        ) from error
     native.fill(net, tensors, str(folder / "model.safetensors"))
-    return Model(config, net.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), card, precision)
+    net.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return model

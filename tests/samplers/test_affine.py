@@ -7,6 +7,8 @@ formulas in alpha-bar alone.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -57,7 +59,7 @@ def ddpm(abars: list[float], covariance: np.ndarray, variance: str, start: Momen
     """Algorithm 2 of arXiv:2006.11239 on the chain of these alpha-bars, from abars[0] = abar_T to abars[-1] = 1."""
     mean, cov = start
     out = [start]
-    for now, before in zip(abars[:-1], abars[1:], strict=True):
+    for now, before in pairwise(abars):
         beta = 1 - now / before
         K, k = eps_of(now, covariance)
         A = (I - beta / np.sqrt(1 - now) * K) / np.sqrt(1 - beta)
@@ -75,7 +77,7 @@ def ddim(abars: list[float], covariance: np.ndarray, eta: float, hat: bool, star
     """Eqs. (12) and (16) of arXiv:2010.02502; hat adds noise of sigma-hat in place of sigma."""
     mean, cov = start
     out = [start]
-    for now, before in zip(abars[:-1], abars[1:], strict=True):
+    for now, before in pairwise(abars):
         K, k = eps_of(now, covariance)
         sigma = eta * np.sqrt((1 - before) / (1 - now)) * np.sqrt(1 - now / before)
         direction = np.sqrt(1 - before - sigma**2)
@@ -171,7 +173,7 @@ def test_optimal_variance_is_exact_on_axis_aligned_gaussians(name: str, steps: i
 @pytest.mark.parametrize("name", ["linear_continuous", "rectified", "edm"])
 @pytest.mark.parametrize("variance", ["small", "large"])
 def test_ancestral_for_any_alpha_and_sigma(name: str, variance: str) -> None:
-    """Where alpha^2 + sigma^2 is not 1: the mean and covariance of q(x_s | x_t, E[x_0 | x_t]), joined by Bayes' rule."""
+    """Where alpha^2 + sigma^2 is not 1: the mean and covariance of q(x_s | x_t, E[x_0 | x_t]), by Bayes' rule."""
     schedule = schedules.from_spec(name)
     times = torch.tensor([0.9, 0.6, 0.55, 0.2, 0.0], dtype=torch.float64)
     alphas, sigmas = schedule.alpha(times).numpy(), schedule.sigma(times).numpy()

@@ -26,7 +26,7 @@ CLOSED: dict[str, tuple[Forms, list[int]]] = {
             lambda t: -np.expm1(-(0.1 * t + 9.95 * t * t)),
             lambda t: (0.1 + 19.9 * t) * np.exp(-(0.1 * t + 9.95 * t * t)),
         ),
-        [64, 128, 256, 512],
+        [32, 64, 128, 256],
     ),
     "cosine_continuous": (
         (
@@ -35,10 +35,10 @@ CLOSED: dict[str, tuple[Forms, list[int]]] = {
             lambda t: 1 - np.cos(t * _q + _b) ** 2 / np.cos(_b) ** 2,
             lambda t: _q * np.sin(2 * (t * _q + _b)) / np.cos(_b) ** 2,
         ),
-        [64, 128, 256, 512],
+        [32, 64, 128, 256],
     ),
-    "rectified": ((lambda t: 1 - t, lambda t: -1.0, lambda t: t * t, lambda t: 2 * t), [64, 128, 256, 512]),
-    "edm": ((lambda t: 1.0, lambda t: 0.0, lambda t: 6400 * t * t, lambda t: 12800 * t), [500, 1000, 2000, 4000]),
+    "rectified": ((lambda t: 1 - t, lambda t: -1.0, lambda t: t * t, lambda t: 2 * t), [32, 64, 128, 256]),
+    "edm:sigma_max=5": ((lambda t: 1.0, lambda t: 0.0, lambda t: 25 * t * t, lambda t: 50 * t), [32, 64, 128, 256]),
 }
 
 

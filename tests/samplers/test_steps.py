@@ -19,6 +19,8 @@ from sfumato.samplers.loop import Noise, Query, Steps, Walk, walk
 from sfumato.schedules import Schedule
 from sfumato.testbed import GaussianMixture
 
+EVERY = list(product(sorted(SAMPLERS), sorted(GRIDS)))
+
 
 class Shrink(Denoiser):
     """The cheapest Denoiser: x0 = x/2.  It writes down what it was asked."""
@@ -53,7 +55,7 @@ def check(denoiser: Denoiser, sampler: str, grid: str, steps: int, x_T: Tensor) 
     assert all(bool(torch.isfinite(state).all()) for _, state, _ in seen)
 
 
-@pytest.mark.parametrize(("sampler", "grid"), product(sorted(SAMPLERS), sorted(GRIDS)))
+@pytest.mark.parametrize(("sampler", "grid"), EVERY)
 @pytest.mark.parametrize("total", [1, 2, 10])
 def test_every_number_of_steps(total: int, sampler: str, grid: str, mixture_1d: GaussianMixture) -> None:
     x_T = torch.tensor([[0.3], [-1.2], [2.5]])
@@ -62,16 +64,16 @@ def test_every_number_of_steps(total: int, sampler: str, grid: str, mixture_1d: 
 
 
 @pytest.mark.parametrize("sampler", sorted(SAMPLERS))
-@given(steps=st.integers(1, 1000), grid=st.sampled_from(sorted(GRIDS)))
+@given(steps=st.integers(1, 200), grid=st.sampled_from(sorted(GRIDS)))
 @example(steps=1, grid="uniform")
 @example(steps=999, grid="quadratic")
-@settings(max_examples=5)
+@settings(max_examples=3)
 def test_any_number_of_a_thousand(sampler: str, steps: int, grid: str, mixture_1d: GaussianMixture) -> None:
     check(mixture_1d.denoiser(schedule_of(1000)), sampler, grid, steps, torch.tensor([[0.3], [-1.2]]))
 
 
 @pytest.mark.parametrize("name", ["linear_continuous", "cosine_continuous", "rectified", "edm"])
-@pytest.mark.parametrize(("sampler", "grid"), product(sorted(SAMPLERS), sorted(GRIDS)))
+@pytest.mark.parametrize(("sampler", "grid"), EVERY)
 def test_continuous_schedules(name: str, sampler: str, grid: str, mixture_1d: GaussianMixture) -> None:
     schedule = schedules.from_spec(name)
     for steps in (1, 2, 13):
@@ -188,5 +190,5 @@ def test_an_error_of_the_denoiser_is_not_swallowed() -> None:
             next(iter(()))
             raise AssertionError
 
-    with pytest.raises((StopIteration, RuntimeError)):
+    with pytest.raises(RuntimeError, match="StopIteration"):
         samplers.sample(Broken(schedule_of(10)), torch.ones(1, 1), steps=3)

@@ -1,7 +1,7 @@
 """A folder that is written whole or not at all, and read with every doubt spoken.
 
 A model folder is ``model.safetensors`` + ``config.json`` + ``card.md``; a training state is ``state.safetensors`` +
-``state.json`` with the digest of the tensors.  Both are written beside their place, flushed to the disk, and renamed
+``state.json`` with the digest of both.  All are written beside their place, flushed to the disk, and renamed
 into it, so a process killed at any moment leaves the old folder or the new one.  No pickle is read or written.
 """
 
@@ -42,14 +42,15 @@ def write_folder(
             shutil.rmtree(leftover, ignore_errors=True)
         fresh.mkdir()
         save_file({key: x.detach().cpu().contiguous() for key, x in tensors.items()}, fresh / f"{name}.safetensors")
-        digest = _digest(fresh / f"{name}.safetensors")
-        written = {**document, "sha256": digest} if name == "state" else dict(document)
+        written = dict(document)
+        if name == "state":
+            written["sha256"] = _seal(fresh / f"{name}.safetensors", document)
         (fresh / ("config.json" if name == "model" else f"{name}.json")).write_text(
             json.dumps(written, indent=1) + "\n"
         )
         for file, text in (texts or {}).items():
             (fresh / file).write_text(text)
-        for file_path in fresh.iterdir():
+        for file_path in [*fresh.iterdir(), fresh]:
             _flush(file_path)
         if folder.exists():
             folder.rename(old)
@@ -90,6 +91,12 @@ def _digest(path: Path) -> str:
         )
 
 
+def _seal(path: Path, document: Mapping[str, Any]) -> str:
+    """The digest of a tensor file and of what is said of it, so that neither can be edited alone."""
+    said = json.dumps(document, sort_keys=True)
+    return hashlib.sha256(f"{_digest(path)} {said}".encode()).hexdigest()
+
+
 def _slow_digest(file: Any) -> str:  # Python 3.10
     digest = hashlib.sha256()
     for block in iter(lambda: file.read(2**20), b""):
@@ -99,14 +106,21 @@ def _slow_digest(file: Any) -> str:  # Python 3.10
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
     """Write one JSON file, whole or not at all."""
+    write_text(path, json.dumps(document, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write one text file, whole or not at all."""
     fresh = path.with_name(f".{path.name}.writing")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        fresh.write_text(json.dumps(document, indent=1) + "\n")
+        fresh.write_text(text)
         _flush(fresh)
         fresh.replace(path)
     except OSError as error:
-        raise ValueError(f"cannot write {path}: {_reason(error)}; choose another folder by --out") from error
+        raise ValueError(
+            f"cannot write {path}: {_reason(error)}; free space or choose another folder by --out"
+        ) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -134,8 +148,11 @@ def read_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and document of a training state; ValueError names the file that is torn or edited."""
     document = read_json(folder / "state.json")
     path = folder / "state.safetensors"
-    if path.exists() and _digest(path) != document.pop("sha256", None):
-        raise ValueError(f"{path} is not the file that was written (its sha256 differs); it is torn or was edited")
+    digest = document.pop("sha256", None)
+    if path.exists() and _seal(path, document) != digest:
+        raise ValueError(
+            f"{path} and state.json are not the pair that was written (the sha256 differs); one is torn or was edited"
+        )
     return read_tensors(path), document
 
 
@@ -147,7 +164,13 @@ def read_model(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
     if folder.suffix in _PICKLES:
         raise ValueError(f"{folder} is a pickle, which can run code when read, so it is refused; give a model folder")
     if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder; a model is a folder with model.safetensors and config.json")
+        unfinished = (folder.parent / "run.json").exists()
+        mend = (
+            "the run there has not finished: give its command again, or take its folder best"
+            if unfinished
+            else ("a model is a folder with model.safetensors and config.json")
+        )
+        raise ValueError(f"{folder} is no folder; {mend}")
     if not (folder / "model.safetensors").exists():
         pickles = sorted(f.name for f in folder.iterdir() if f.suffix in _PICKLES)
         if pickles:

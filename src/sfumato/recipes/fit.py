@@ -35,6 +35,8 @@ def fit(run: Run, out: Path, init: Model | None, command: str, say: Say, report:
     training = Training(run, out, init, say)
     if training.step >= run.steps:
         say(f"{out} is trained to step {training.step} already")
+        if training.is_main and not (out / "model").exists():  # it was killed between its last two writes
+            save(training, out / "model", command)
         return training
     log = Log(out, training.step) if training.is_main else None
     begun, before, smooth = time.perf_counter(), training.seconds, None
@@ -44,7 +46,8 @@ def fit(run: Run, out: Path, init: Model | None, command: str, say: Say, report:
         rate = (step.number - first) * run.batch / (training.seconds - before)
         smooth = step.loss if smooth is None else 0.98 * smooth + 0.02 * step.loss
         loss_sum, counted = loss_sum + step.loss, counted + 1
-        report(step.number, smooth, rate)
+        if training.is_main:
+            report(step.number, smooth, rate)
         last = step.number == run.steps
         if log and (step.number % run.log_every == 0 or last):
             log.write(
@@ -167,7 +170,8 @@ def plan(run: Run, init: Model | None) -> list[tuple[str, str]]:
     return [
         (
             "data",
-            f"{len(training.splits.train)} rows of {info.shape} ({info.kind}), {len(training.splits.held_out)} held out",
+            f"{training.splits.train.count or 'a stream of'} rows of {info.shape} ({info.kind}), "
+            f"{training.splits.held_out.count} held out",
         ),
         ("classes", f"{len(info.label_names) or 'none'}"),
         ("parameters", f"{parameters:,}"),

@@ -50,6 +50,15 @@ def answer(denoiser: Denoiser, query: Query, cond: Cond | None) -> Prediction:
     return denoiser(query.x, t, cond)
 
 
+def _advance(generator: Walk, prediction: Prediction | None) -> Query | Tensor:
+    """The sampler's next query once it has been sent the Prediction (None starts it), or x_0 where it ends."""
+    try:
+        with torch.no_grad():
+            return next(generator) if prediction is None else generator.send(prediction)
+    except StopIteration as end:
+        return end.value
+
+
 def walk(
     denoiser: Denoiser,
     x_T: Tensor,
@@ -61,17 +70,13 @@ def walk(
     """Yield (t, x_t, Prediction) for every query of the sampler, and at last (0, x_0, None)."""
     steps = grids.pairs(times)
     generator = sampler(x_T, steps, denoiser.schedule, noise)
+    prediction = None
     try:
-        with torch.no_grad():
-            query = next(generator)
-        while True:
+        while isinstance(asked := _advance(generator, prediction), Query):
             with torch.no_grad():
-                prediction = answer(denoiser, query, cond)
-            yield query.t, query.x, prediction
-            with torch.no_grad():
-                query = generator.send(prediction)
-    except StopIteration as end:
-        yield steps[-1][1], end.value, None
+                prediction = answer(denoiser, asked, cond)
+            yield asked.t, asked.x, prediction
+        yield steps[-1][1], asked, None
     finally:
         generator.close()
 

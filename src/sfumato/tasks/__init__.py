@@ -2,6 +2,6 @@
 
 from sfumato.tasks.evaluate import evaluate
 from sfumato.tasks.generate import Samples, generate
-from sfumato.tasks.pictures import film, write
+from sfumato.tasks.pictures import check_out, film, write
 
-__all__ = ["Samples", "evaluate", "film", "generate", "write"]
+__all__ = ["Samples", "check_out", "evaluate", "film", "generate", "write"]

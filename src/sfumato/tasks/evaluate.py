@@ -26,7 +26,10 @@ DRAWS = 40  # steps a row of the bound; a T-step sum in expectation
 
 
 def _take(rows: Rows, most: int) -> dict[str, Any]:
-    return rows.take(np.arange(min(len(rows), most)))
+    """The first rows, at most so many; of a stream, whose end is unknown, the first shuffled ones."""
+    if rows.count is None:
+        return next(rows.batches(0, most, augment=False))
+    return rows.take(np.arange(min(rows.count, most)))
 
 
 def bound_of(model: Model, splits: Splits, draws: int | None = DRAWS, rows: int = BOUND_ROWS, seed: int = 0) -> Any:
@@ -55,6 +58,8 @@ def evaluate(
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """The scores of a model against its data; every one is stored with how it was measured."""
+    say(f"{n} samples")
+    samples = generate(model, n, seed=seed, sampler=sampler, steps=steps, guidance=guidance)
     held_out, train = _take(splits.held_out, BOUND_ROWS), _take(splits.train, TRAIN_ROWS)
     say("bits/dim on held-out rows")
     bound = bound_of(model, splits)
@@ -72,8 +77,6 @@ def evaluate(
         histogram.update(held_out["x"].numpy())
         scores["histogram_bits_per_dim"] = {"value": histogram.compute()}
         scores["uniform_bits_per_dim"] = {"value": float(np.log2(splits.info.levels))}
-    say(f"{n} samples")
-    samples = generate(model, n, seed=seed, sampler=sampler, steps=steps, guidance=guidance)
     scores["sampling"] = {**samples.settings, "milliseconds_per_sample": 1000 * samples.seconds / n}
     if samples.labels is not None and len(np.unique(train["label"])) > 1:
         say("agreement with the asked-for labels")

@@ -53,7 +53,7 @@ def generate(
     usual = model.config.sampling
     settings = {
         "sampler": sampler or usual.sampler,
-        "steps": usual.steps if steps is None else steps,
+        "steps": model.usual_steps if steps is None else steps,
         "grid": grid or usual.grid,
         "seed": seed,
         "guidance": usual.guidance if guidance is None else guidance,

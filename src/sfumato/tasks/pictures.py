@@ -83,16 +83,25 @@ def _plot(samples: Samples) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
+def check_out(out: Path, kind: str) -> None:
+    """ValueError if samples of that kind cannot be written as `out`; asked before they are made."""
+    if out.suffix not in (".png", ".npz", ""):
+        raise ValueError(f"{out}: cannot write {out.suffix!r}; allowed are FILE.png, FILE.npz or a folder")
+    if not out.suffix and kind != "picture":
+        raise ValueError(f"a folder holds pictures, and these samples are {kind}s; write FILE.npz or FILE.png")
+    if out.suffix and out.is_dir():
+        raise ValueError(f"{out} is a folder; choose another --out")
+
+
 def write(samples: Samples, out: Path) -> None:
     """To FILE.png (a grid), FILE.npz (images or samples, labels, settings), or a folder with a PNG each."""
+    check_out(out, samples.kind)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         if out.suffix == ".npz":
             _write_npz(samples, out)
         elif out.suffix == ".png":
             _picture(sheet(samples)).save(out, optimize=True)
-        elif out.suffix:
-            raise ValueError(f"{out}: cannot write {out.suffix!r}; allowed are FILE.png, FILE.npz or a folder")
         else:
             _write_folder(samples, out)
     except OSError as error:
@@ -107,8 +116,6 @@ def _write_npz(samples: Samples, out: Path) -> None:
 
 
 def _write_folder(samples: Samples, out: Path) -> None:
-    if samples.kind != "picture":
-        raise ValueError(f"a folder holds pictures, and these samples are {samples.kind}s; write FILE.npz or FILE.png")
     for i, image in enumerate(samples.images()):
         where = out if samples.labels is None else out / f"{samples.labels[i]}"
         where.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any, final
 
+from sfumato.checkpoints import native
+
 
 @final
 class Log:
@@ -16,15 +18,19 @@ class Log:
 
         self.path = out / "log.jsonl"
         kept = [line for line in read(self.path) if line["step"] <= step]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        native.write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self.board = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, **values: float) -> None:
-        with open(self.path, "a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            self.board.add_scalar(name, value, step)
+        try:
+            with open(self.path, "a") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+            for name, value in values.items():
+                self.board.add_scalar(name, value, step)
+        except OSError as error:
+            raise ValueError(
+                f"cannot write {self.path}: {error.strerror or error}; free space and give the same command to go on"
+            ) from error
 
     def close(self) -> None:
         self.board.close()

@@ -103,6 +103,12 @@ class Run:
             raise ValueError(
                 f"batch {self.batch} cannot be cut into optimiser.accumulate = {self.optimiser.accumulate} equal parts"
             )
+        o = self.optimiser
+        if not o.learning_rate > 0 or not o.clip > 0 or o.warmup < 0:
+            raise ValueError(
+                f"optimiser: learning_rate and clip must be above 0, warmup at least 0; got {o.learning_rate}, "
+                f"{o.clip} and {o.warmup}"
+            )
         if not 0 <= self.drop_label < 1:
             raise ValueError(f"drop_label is a share in [0, 1); got {self.drop_label}")
         if not self.ema:
@@ -129,6 +135,8 @@ def fit_codec(info: Info, rows: Rows) -> Codec:
 
 def model_config(run: Run, info: Info, codec: Codec) -> ModelConfig:
     """The config of the model that a run trains."""
+    if run.sampling.guidance != 1 and not info.label_names:
+        raise ValueError(f"sampling.guidance is {run.sampling.guidance:g} and the data have no labels; leave it at 1")
     return ModelConfig(
         shape=info.shape,
         kind=info.kind,

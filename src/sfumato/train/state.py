@@ -53,16 +53,23 @@ def load(out: Path, say: Callable[[str], None]) -> State | None:
     return None
 
 
+def drop_snapshots(out: Path, step: int) -> None:
+    """Take back the snapshots after `step`: the run that goes on from there makes its own."""
+    for path in (out / "ema").glob("step-*"):
+        if int(path.name.removeprefix("step-")) > step:
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def save_snapshot(out: Path, step: int, tensors: Mapping[str, Tensor], lengths: tuple[float, ...]) -> None:
     half = {name: x.to(torch.float16) for name, x in tensors.items()}
     native.write_folder(out / "ema" / f"step-{step:08d}", "state", half, {"step": step, "lengths": list(lengths)})
 
 
-def check_same_run(out: Path, run: Run) -> None:
-    """Write OUT/run.json, or compare it: a run that goes on has the settings it began with."""
+def check_same_run(out: Path, run: Run, write: bool = True) -> None:
+    """Write OUT/run.json, or compare it: a run that goes on from a checkpoint has the settings it began with."""
     path = out / "run.json"
     wanted = _flat(run.document())
-    if path.exists():
+    if path.exists() and any((out / "checkpoints").glob("step-*")):
         began = _flat(native.read_json(path))
         different = [
             f"{key}: {began.get(key)!r} then, {wanted.get(key)!r} now"
@@ -74,7 +81,8 @@ def check_same_run(out: Path, run: Run) -> None:
                 f"{out} began with other settings ({'; '.join(different)}); "
                 "give the same settings to go on, or another --out to start anew"
             )
-    native.write_json(path, run.document())
+    if write:
+        native.write_json(path, run.document())
 
 
 def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

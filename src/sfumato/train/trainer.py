@@ -28,7 +28,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfumato import data, gaussian, losses
+from sfumato import data, gaussian, losses, samplers
+from sfumato.checkpoints import ema as averages
 from sfumato.checkpoints import native
 from sfumato.denoiser import Denoiser
 from sfumato.model import PRECISIONS, Model, ModelConfig, build_network, network_denoiser
@@ -92,6 +93,9 @@ class Training:
         self.run, self.out, self.say = run, Path(out), say
         self.weighting = call_with("weighting", run.loss.weighting, losses.WEIGHTINGS)
         self.times = call_with("times", run.loss.times, losses.TIMES)
+        samplers.named(run.sampling.sampler, samplers.SAMPLERS)
+        for length in run.ema:
+            averages.gamma(length)
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
         world = self.accelerator.num_processes
         if run.batch % (world * run.optimiser.accumulate):
@@ -120,11 +124,16 @@ class Training:
         self.net = self.accelerator.prepare(net)
         self.denoiser = network_denoiser(self.config, self.net, PRECISIONS[run.precision])
         steps = self.denoiser.schedule.steps
+        samplers.loop.grid_of(
+            run.sampling.grid, self.denoiser.schedule, min(run.sampling.steps, steps or run.sampling.steps)
+        )
         self.history = torch.full((steps, HISTORY), math.nan, dtype=torch.float64) if steps else None
         self.step, self.seconds, self.best = 0, 0.0, math.inf
         if resume:
-            state.check_same_run(self.out, run)
+            state.check_same_run(self.out, run, write=self.is_main)
             self._resume()
+            if self.is_main:
+                state.drop_snapshots(self.out, self.step)
 
     @property
     def is_main(self) -> bool:
