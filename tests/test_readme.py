@@ -1,4 +1,4 @@
-"""The code blocks of README.md run as written.
+"""The code blocks of README.md and of the pages in docs/ run as written.
 
 Shell blocks run in a fresh folder with a HOME that holds `my-pictures`; a full training is cut to two steps by flags
 appended to its line, and `make` is what CI itself runs.  Python blocks run in order, in one process.
@@ -20,8 +20,12 @@ README = Path(__file__).parents[1] / "README.md"
 SHORT = " --steps 2 --batch 4 --samples 20 --network.channels 8 --network.groups 4"
 
 
+PAGES = [README, *sorted((README.parent / "docs").glob("*.md"))]
+
+
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    text = "\n".join(page.read_text() for page in PAGES)
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
 @pytest.fixture
@@ -69,6 +73,7 @@ def test_python_blocks(home: Path) -> None:
 
 
 def test_pictures_and_links_exist() -> None:
-    for link in re.findall(r"\]\(([^)]+)\)", README.read_text()):
-        if not link.startswith("http"):
-            assert (README.parent / link.partition("#")[0]).exists(), f"README links to {link}, which is not there"
+    for page in PAGES:
+        for link in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+            if not link.startswith("http"):
+                assert (page.parent / link.partition("#")[0]).exists(), f"{page.name} links to {link}"

@@ -16,12 +16,12 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 if TYPE_CHECKING:
-    from sfumato.model import Model, ModelConfig
+    from sfumato.model import Model
     from sfumato.train import Run
 
 
@@ -113,7 +113,7 @@ def train(args: Sequence[str]) -> None:
 def _train(name: str, run: Run, rest: list[str], tables: str) -> None:
     from sfumato.model import load
     from sfumato.recipes import fit, plan
-    from sfumato.recipes.arguments import TrainArguments
+    from sfumato.recipes.arguments import TrainArguments, run_like
 
     start = _value_of(rest, "--init")
     init = load(start) if start else None
@@ -133,24 +133,6 @@ def _value_of(args: Sequence[str], flag: str) -> str | None:
         if word == flag or word.startswith(f"{flag}="):
             return word.partition("=")[2] or following
     return None
-
-
-def run_like(run: Run, config: ModelConfig) -> Run:
-    """The run with the network, schedule and target of a model, so that its weights fit."""
-    from sfumato.nn import NETWORKS
-
-    options = {key: tuple(v) if isinstance(v, list) else v for key, v in config.options.items()}
-    spec = dict(config.schedule)
-    name = spec.pop("name")
-    schedule = f"{name}:{','.join(f'{key}={value}' for key, value in spec.items())}" if spec else name
-    return replace(
-        run,
-        network=NETWORKS[config.network].config(**options),
-        schedule=schedule,
-        target=config.target,
-        time=config.time,  # type: ignore[arg-type]
-        learned_variance=config.learned_variance,
-    )
 
 
 def _with_progress(given: Any, init: Model | None, command: str, fit: Callable[..., Any]) -> None:
@@ -177,7 +159,7 @@ def _with_progress(given: Any, init: Model | None, command: str, fit: Callable[.
         TextColumn("ETA"),
         TimeRemainingColumn(),
     )
-    say = lambda text: console.print(text, highlight=False)  # noqa: E731
+    say = lambda text: console.print(text, highlight=False, markup=False)  # noqa: E731
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task("training", total=given.run.steps, loss=float("nan"), rate=0.0)
 
@@ -276,7 +258,7 @@ def sample(args: Sequence[str]) -> None:
         guidance=given.guidance,
         batch=given.batch,
     )
-    samples.settings |= {"model": str(name), "ema": given.ema, "precision": given.precision}
+    samples.settings.update(model=str(name), ema=given.ema, precision=given.precision)
     write(samples, given.out)
     print(f"{given.n} samples of {name} in {samples.seconds:.1f} s: {given.out}")
 
@@ -356,14 +338,33 @@ def models(args: Sequence[str]) -> None:
     _show("models in the zoo", rows, ("name", "makes", "size", "measured", "data"))
 
 
+@dataclass(frozen=True)
+class ReproduceArguments:
+    quick: bool = False
+    """Fewer rows and steps: within 10 minutes on 2 cores; the page says so."""
+    model: str = "digits"
+    """The trained model looked at: a zoo name, a model folder or a run."""
+    out: Path | None = None
+    """The report's folder; by default reports/NAME."""
+    seed: int = 0
+    """The same seed gives the same numbers."""
+
+
 def reproduce(args: Sequence[str]) -> None:
     """rebuild a table or figure of the literature into reports/NAME"""
-    from sfumato.experiments import EXPERIMENTS, reproduce_all
+    from sfumato.experiments import EXPERIMENTS
+    from sfumato.experiments import reproduce as compute
 
-    usage = "sfumato reproduce NAME [--quick] [--model MODEL] [--out DIR]\n\n" + _rows(
+    usage = "sfumato reproduce NAME [--quick] [--model MODEL] [--out DIR] [--seed K]\n\n" + _rows(
         "experiments", {name: row.summary for name, row in EXPERIMENTS.items()}
     )
-    reproduce_all(args, usage, _parse, _name_first)
+    if not args or args[0] in ("-h", "--help"):
+        _parse(ReproduceArguments, "reproduce NAME", usage, ["--help"])
+    name, rest = _name_first(args, "the NAME of an experiment", "sfumato reproduce NAME")
+    given = _parse(ReproduceArguments, f"reproduce {name}", usage, rest)
+    say = lambda text: print(text, flush=True)  # noqa: E731
+    where = compute(name, quick=given.quick, model=given.model, out=given.out, seed=given.seed, say=say)
+    print(f"the page README.md, {name}.png and {name}.csv lie in {where}")
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {

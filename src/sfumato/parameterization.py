@@ -17,7 +17,7 @@ A network's target is a combination of signal and noise, and x_t is another:
 
 EDM's coefficients, for data of standard deviation sigma_data, here for any alpha (its paper has alpha = 1):
 
-    c_in = (sigma^2 + (alpha sigma_data)^2)^(-1/2), c_skip = alpha sigma_data^2 c_in^2, c_out = sigma sigma_data c_in (3)
+    c_in^-2 = sigma^2 + (alpha sigma_data)^2,  c_skip = alpha sigma_data^2 c_in^2,  c_out = sigma sigma_data c_in    (3)
 
 det tells where a row is ill-conditioned: REFUSED lists the pairs that do not work, with the reason and the way out.
 From (2) an error d in x0 is an error -(det/sigma) d in y, so a weight w on the x0 error is w (sigma/det)^2 on y's.

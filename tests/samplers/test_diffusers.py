@@ -85,11 +85,11 @@ def check_ddpm(
 
 @pytest.mark.parametrize("clipped", [True, False])
 @pytest.mark.parametrize("variance", ["small", "large"])
-@pytest.mark.parametrize(("steps", "grid"), [(100, "trailing"), (20, "trailing"), (12, "uniform"), (7, "trailing")])
+@pytest.mark.parametrize(("steps", "grid"), [(50, "trailing"), (10, "trailing"), (12, "uniform"), (7, "trailing")])
 def test_ddpm(
     unet: UNet2DModel, monkeypatch: pytest.MonkeyPatch, steps: int, grid: str, variance: str, clipped: bool
 ) -> None:
-    check_ddpm(unet, monkeypatch, 100, steps, grid, variance, clipped)
+    check_ddpm(unet, monkeypatch, 50, steps, grid, variance, clipped)
 
 
 @pytest.mark.slow
@@ -100,20 +100,20 @@ def test_ddpm_of_a_thousand_steps(unet: UNet2DModel, monkeypatch: pytest.MonkeyP
 @torch.no_grad()
 @pytest.mark.parametrize("clipped", [True, False])
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-@pytest.mark.parametrize("steps", [100, 20, 5])
+@pytest.mark.parametrize("steps", [50, 10, 5])
 def test_ddim(unet: UNet2DModel, steps: int, eta: float, clipped: bool) -> None:
     """Only the trailing spacing: their DDIM steps down by T // S, which is not the distance of their other grids.
 
     Our clipping makes eps consistent with the clipped x_0, which they call use_clipped_model_output.
     """
-    theirs = DDIMScheduler(set_alpha_to_one=True, **options(100, clipped, "trailing"))
+    theirs = DDIMScheduler(set_alpha_to_one=True, **options(50, clipped, "trailing"))
     theirs.set_timesteps(steps)
     x_T, noise = start()
     x = x_T
     for k, i in enumerate(theirs.timesteps):
         y = unet(x, i).sample
         x = theirs.step(y, i, x, eta=eta, use_clipped_model_output=True, variance_noise=noise(k)).prev_sample
-    denoiser = ours(unet, schedules.linear(100), clipped)
+    denoiser = ours(unet, schedules.linear(50), clipped)
     agree(samplers.sample(denoiser, x_T, f"ddim:eta={eta}", steps=steps, grid="trailing", seeds=SEEDS), x)
 
 

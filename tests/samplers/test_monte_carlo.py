@@ -49,5 +49,4 @@ def test_ancestral_samples_the_mixture(mixture_2d: GaussianMixture) -> None:
     ]:
         z = (value.mean() - exact) / (value.std() / np.sqrt(ROWS))
         p_values.append(2 * stats.norm.sf(abs(z)))
-    print(p_values)
     assert min(p_values) * len(p_values) > 1e-4, p_values

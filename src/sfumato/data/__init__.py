@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sfumato import options
-from sfumato.data import arrays, folder, named, stream
+from sfumato.data import arrays, folder, library, named, stream
 from sfumato.data.rows import Batch, Rows, TableRows
 from sfumato.data.source import Data, Info, Splits, check
 from sfumato.data.stream import StreamRows
@@ -24,6 +24,9 @@ DATASETS: dict[str, Callable[[Data], Splits]] = {
     "fashion": named.fashion,
     "cifar10": named.cifar10,
     "emoji": named.emoji,
+    "terrain": library.terrain,
+    "brain": library.brain,
+    "breast_cancer": library.breast_cancer,
     "folder": folder.folder,
     "file": arrays.file,
     "stream": stream.stream,

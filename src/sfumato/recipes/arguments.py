@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from sfumato.model import ModelConfig
+from sfumato.nn import NETWORKS
+from sfumato.options import whole
 from sfumato.train import Run
 
 
@@ -22,3 +25,22 @@ class TrainArguments:
     """Print the plan (parameters, FLOPs, memory, images/s, ETA) and stop."""
     samples: int = 1000
     """Samples that the scores at the end are measured on."""
+
+    def __post_init__(self) -> None:
+        whole("samples", self.samples)
+
+
+def run_like(run: Run, config: ModelConfig) -> Run:
+    """The run with the network, schedule and target of a model, so that its weights fit."""
+    options = {key: tuple(v) if isinstance(v, list) else v for key, v in config.options.items()}
+    spec = dict(config.schedule)
+    name = spec.pop("name")
+    schedule = f"{name}:{','.join(f'{key}={value}' for key, value in spec.items())}" if spec else name
+    return replace(
+        run,
+        network=NETWORKS[config.network].config(**options),
+        schedule=schedule,
+        target=config.target,
+        time=config.time,  # type: ignore[arg-type]
+        learned_variance=config.learned_variance,
+    )

@@ -30,6 +30,7 @@ def card(model: Model) -> str:
         lines += [f"| {what.strip()} | {value} |" for what, value in table(scores)]
         lines += [
             "",
-            f"n = {scores['reference']['n']} samples, seed {scores['sampling']['seed']}, `sfumato evaluate` measures it again.",
+            f"n = {scores['reference']['n']} samples, seed {scores['sampling']['seed']}, "
+            "`sfumato evaluate` measures it again.",
         ]
     return "\n".join(lines) + "\n"

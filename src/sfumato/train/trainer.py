@@ -217,8 +217,8 @@ def train(training: Training) -> Iterator[Step]:
         loss, norm = _one_step(training, rows, k)
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise ValueError(
-                f"the loss is {loss} and the gradient's norm {norm} at step {k}, so the training stops; the last checkpoint "
-                f"is kept; try a lower --optimiser.learning-rate or --precision float32"
+                f"the loss is {loss} and the gradient's norm {norm} at step {k}, so the training stops; the last "
+                "checkpoint is kept; try a lower --optimiser.learning-rate or --precision float32"
             )
         training.optimiser.step()
         training.ema.update(training.bare, k)

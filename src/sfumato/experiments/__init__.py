@@ -1,0 +1,63 @@
+"""Experiments: a table or figure of the literature each, computed anew from weights and data.
+
+EXPERIMENTS is the whole table; a new experiment is one file and one row.  `reproduce(NAME)` writes
+
+    OUT/NAME.png   OUT/NAME.csv   OUT/README.md      (and OUT/NAME.gif for a film; `report` says how)
+
+To resume a run that was stopped, give the same command again.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from sfumato.experiments import bound_terms, forward_chain, interpolation, progressive, reverse_film, schedules
+from sfumato.experiments.report import UNFINISHED, Report, Request, write
+from sfumato.options import unknown
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A row of EXPERIMENTS: what computes it, and one line of what it shows."""
+
+    run: Callable[[Request], Report]
+    summary: str
+
+
+EXPERIMENTS: dict[str, Experiment] = {
+    "forward-chain": Experiment(forward_chain.run, "noise step by step against the closed form, mean and variance"),
+    "schedules": Experiment(schedules.run, "linear, quadratic, cosine, sigmoid: betas, logSNR, cost, pictures"),
+    "reverse-film": Experiment(reverse_film.run, "forward and reverse chain side by side: three drawings, digits"),
+    "bound-terms": Experiment(bound_terms.run, "L_T, every L_{t-1}, L_0 and lambda_t of a trained model, bits/dim"),
+    "progressive": Experiment(progressive.run, "the predicted x_0 as t falls (DDPM, figure 6)"),
+    "interpolation": Experiment(interpolation.run, "two held-out pictures mixed at several t (DDPM, figures 8 and 9)"),
+}
+
+__all__ = ["EXPERIMENTS", "Experiment", "Report", "Request", "reproduce"]
+
+
+def reproduce(
+    name: str,
+    *,
+    quick: bool = False,
+    model: str = "digits",
+    out: Path | None = None,
+    seed: int = 0,
+    say: Callable[[str], None] = lambda text: None,
+) -> Path:
+    """Compute experiment `name` and write its report; the folder it lies in (reports/NAME unless `out` is given).
+
+    quick: fewer rows and steps, within 10 minutes on 2 cores.  model: a zoo name, a model folder or a run.
+    """
+    if name not in EXPERIMENTS:
+        raise unknown("experiment", name, EXPERIMENTS)
+    request = Request(name, Path("reports") / name if out is None else Path(out), quick, str(model), seed, say)
+    begun = time.perf_counter()
+    report = EXPERIMENTS[name].run(request)
+    write(request, report, time.perf_counter() - begun)
+    shutil.rmtree(request.out / UNFINISHED, ignore_errors=True)
+    return request.out
