@@ -63,8 +63,8 @@ def _parse(kind: Any, program: str, description: str, args: Sequence[str], defau
 
 def _one_line(box: str) -> str:
     """The words of a box, up to its second rule, as one line."""
-    words = [line.strip("│╭╮╰╯─ ").strip() for line in box.splitlines()[1:-1]]
-    parts = " ".join(word or ";" for word in words).split(";")
+    words = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()[1:-1]]
+    parts = " ".join(word if word.strip("-") else ";" for word in words).split(";")
     return "; ".join(part.strip() for part in parts if part.strip())
 
 

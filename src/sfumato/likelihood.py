@@ -22,7 +22,7 @@ from torch import Tensor
 from sfumato import gaussian
 from sfumato.denoiser import Cond, Denoiser
 from sfumato.noise import BOUND, normal, philox
-from sfumato.options import unknown
+from sfumato.options import unknown, whole
 from sfumato.parameterization import VARIANCES
 
 EpsAt = Callable[[Tensor, Tensor], Tensor]  # (rows, step of each row) -> eps of x_0's shape
@@ -65,7 +65,9 @@ def bits_per_dim(
     """
     if variance not in VARIANCES:
         raise unknown("variance", variance, VARIANCES)
-    total_steps = denoiser.schedule.steps or steps
+    total_steps = denoiser.schedule.steps or whole("steps", steps)
+    if not len(x_0):
+        raise ValueError(f"x_0 has shape {tuple(x_0.shape)}; the bound needs at least one row")
     n, dimension = len(x_0), x_0[0].numel()
     draws = None if draws is not None and draws >= total_steps - 1 else draws
     if draws is not None and draws < 1:

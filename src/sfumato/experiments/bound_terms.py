@@ -33,7 +33,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = ("term", "i", "t", "logsnr", "bits_per_dim", "lambda_x0", "lambda_eps", "x0_squared_error")
+LEAST = 1e-8  # bits/dim, the least that is drawn
 SPREAD = 2**20  # seeds between two rows' noise
+
+SEE = """\
+L_T is next to nothing: at T the picture is gone.  The bits lie at small t, where the finest grey levels are settled,
+and most steps cost almost nothing each.  L_0 itself is small where neighbouring levels are further apart than the
+noise of the first step, as the 17 levels of the digits are.  On the error of x_0 lambda_t falls over many orders of
+magnitude; on that of eps it is largest at small t, then far below 1, until the last steps (where alpha goes to 0).
+L_simple puts 1 there: it looks away from small t, and so gives up bits for what the eye sees.  The terms sum to the
+model's bits/dim, to be compared with a per-pixel histogram's and with a uniform guess.
+"""
 
 
 @dataclass(frozen=True)
@@ -70,19 +80,14 @@ def run(request: Request) -> Report:
     terms = measure(request, subject, size)
     schedule, levels = subject.model.denoiser.schedule, subject.splits.info.levels
     assert levels is not None
-    histogram = HistogramBits(
-        subject.splits.train.take(torch.arange(len(subject.splits.train)).numpy())["x"].numpy(), levels
-    )  # type: ignore[union-attr]
+    histogram = HistogramBits(subject.training_rows(), levels)
     histogram.update(subject.model.codec.decode(subject.held_out(len(terms.totals))[0]).cpu().numpy())
     rows = table(schedule, terms)
     middle = terms.steps[1:].sum().item()
     return Report(
         title="The terms of the variational bound",
         shown=(__doc__ or "").partition("\n\n")[2],
-        see="L_T is next to nothing: at T the picture is gone. The bits lie at small t, in L_0 and the few terms above it, "
-        "where the finest grey levels are settled; most steps cost almost nothing each. lambda_t falls over many orders of "
-        "magnitude, and even as a weight on eps it is largest by far at small t: L_simple, which puts 1 there, gives up "
-        "bits for what the eye sees. The terms sum to the model's bits/dim, below the histogram's and a uniform guess.",
+        see=SEE,
         basis=[
             *subject.basis,
             f"{len(terms.totals)} held-out rows, all {len(terms.steps)} steps of each, one noise a step and row",
@@ -159,10 +164,10 @@ def _draw(rows: list[list[Any]], terms: Terms) -> Figure:
     axes = drawn.subplots(1, 3)
     steps = terms.steps.numpy()
     i = range(1, len(steps) + 1)
-    axes[0].loglog(i, steps.clip(1e-12), linewidth=1, label="L_{i-1}")
-    axes[0].plot(1, steps[0], "o", label=f"L_0 = {steps[0]:.3f}")
-    axes[0].plot(len(steps), max(terms.prior, 1e-12), "s", label=f"L_T = {terms.prior:.1e}")
-    axes[0].set(title="each term", xlabel="i", ylabel="bits/dim")
+    axes[0].loglog(i[1:], steps[1:], linewidth=1, label="L_{i-1}, i = 2..T")
+    axes[0].plot(1, max(steps[0], LEAST), "o", label=f"L_0 = {steps[0]:.2g}")
+    axes[0].plot(len(steps), max(terms.prior, LEAST), "s", label=f"L_T = {terms.prior:.2g}")
+    axes[0].set(title="each term", xlabel="i", ylabel=f"bits/dim (below {LEAST:g}: drawn there)")
     axes[0].legend(fontsize=8)
     for name, label in (("lambda_x0", "on the error of x_0"), ("lambda_eps", "on the error of eps")):
         values = [row[COLUMNS.index(name)] for row in rows[: len(steps)]]

@@ -27,7 +27,7 @@ class Film:
 
     t: Tensor
     x: Tensor
-    x0: Tensor
+    x0: Tensor | None = None
 
 
 def index(schedule: Schedule, t: float) -> int:
@@ -54,8 +54,7 @@ def keep_forward(chain: Iterable[tuple[Tensor, Tensor]], steps: int, frames: int
     """Frames of a forward chain of `steps` steps."""
     wanted = set(frame_numbers(steps, frames))
     kept = [(t, x) for k, (t, x) in enumerate(chain) if k in wanted]
-    states = torch.stack([x for _, x in kept])
-    return Film(torch.stack([t for t, _ in kept]), states, states)
+    return Film(torch.stack([t for t, _ in kept]), torch.stack([x for _, x in kept]))
 
 
 def keep_reverse(walk: Iterable[tuple[Tensor, Tensor, Prediction | None]], steps: int, frames: int) -> Film:

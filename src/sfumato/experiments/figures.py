@@ -32,7 +32,7 @@ def grey_levels(x: Tensor) -> np.ndarray:
 
 
 def sheet(x: Tensor, gap: int) -> np.ndarray:
-    """(R, K, C, H, W) in [-1, 1] -> one picture (R (H + gap), K (W + gap), C), uint8, `gap` white pixels around each."""
+    """(R, K, C, H, W) in [-1, 1] -> one picture, uint8 (R (H + gap) - gap, K (W + gap) - gap, C), white in the gaps."""
     rows, columns, channels, height, width = x.shape
     tiles = np.full((rows, height + gap, columns, width + gap, channels), 255, dtype=np.uint8)
     tiles[:, :height, :, :width] = grey_levels(x).transpose(0, 3, 1, 4, 2)
@@ -68,7 +68,7 @@ def png(drawn: Figure) -> bytes:
 
 
 def gif(frames: Sequence[np.ndarray]) -> bytes:
-    """Grey frames (H, W), uint8, as a film under LIMIT bytes that holds its last frame; grey levels fall until it fits."""
+    """Grey frames (H, W), uint8, as a film that holds its last frame; its grey levels fall until it has LIMIT bytes."""
     from PIL import Image
 
     for levels in (64, 32, 16, 8, 4):

@@ -3,8 +3,8 @@
 Step by step, x_t = sqrt(1 - beta_t) x_{t-1} + sqrt(beta_t) eps_t, and at once, x_t = alpha_t x_0 + sigma_t eps, must
 have the same distribution.  Of N chains from one x_0 with D pixels are measured
 
-    signal    a = sum_n <x_t^n, x_0> / (N |x_0|^2),             theory alpha_t,    standard error sigma_t/sqrt(N |x_0|^2)
-    variance  v = sum_n |x_t^n - mean_n x_t|^2 / (D (N - 1)),   theory sigma_t^2,  error sigma_t^2 sqrt(2/(D (N - 1)))
+    signal    a = sum_n <x_t^n, x_0> / (N |x_0|^2),           theory alpha_t,    error sigma_t/sqrt(N |x_0|^2)
+    variance  v = sum_n |x_t^n - mean_n x_t|^2 / (D (N - 1)), theory sigma_t^2,  error sigma_t^2 sqrt(2/(D (N - 1)))
 
 whose errors are exact for Gaussian noise, so that z = (measured - theory)/error is N(0, 1) for the signal and, D N
 being large, for the variance.
@@ -38,6 +38,12 @@ COLUMNS = (
 )
 SHOWN_AT = (0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1)
 
+SEE = """\
+Both rows of pictures sink into the same noise at the same pace: they differ in their noise, not in its amount.  Signal
+and variance, measured on either, lie on the curves of theory.  The z-scores look like draws of N(0, 1): nearly all
+within ±2, hardly ever one beyond ±4; those of neighbouring t of the chain go together, since its states do.
+"""
+
 
 @dataclass(frozen=True)
 class Size:
@@ -56,18 +62,15 @@ def run(request: Request) -> Report:
     schedule = schedules.linear()
     x_0 = PixelCodec().encode(torch.from_numpy(drawings(size.pixels)))[1]  # the plane, (H, W)
     rows, shown = measure(schedule, x_0, size, request.seed)
-    scores = [abs(row[COLUMNS.index(name)]) for row in rows for name in COLUMNS if name.startswith("z_")]
     last = rows[-1]
     return Report(
         title="The forward chain, step by step and at once",
         shown=(__doc__ or "").partition("\n\n")[2],
-        see="Both rows of pictures sink into the same noise at the same pace (they differ in their noise, not in its "
-        "amount). Signal and variance, measured on either, lie on the curves of theory; the z-scores look like draws of "
-        f"N(0, 1): of {len(scores)} of them the largest should be about "
-        f"{math.sqrt(2 * math.log(2 * len(scores))):.1f} in size at most (those of neighbouring t go together).",
+        see=SEE,
         basis=[
             f"picture: the plane of `experiments/drawings.py`, {size.pixels}x{size.pixels} grey",
-            f"schedule: linear, T = {schedule.steps}, every step walked; {size.chains} chains and as many closed-form draws",
+            f"schedule: linear, T = {schedule.steps}, every step walked",
+            f"{size.chains} chains, and at each t as many draws of the closed form",
         ],
         numbers=[
             ("largest z-score of the chain", f"{max(max(abs(r[5]), abs(r[10])) for r in rows):.2f}"),
@@ -112,8 +115,8 @@ def _row(schedule: Discrete, x_0: Tensor, t: Tensor, i: int, chain: Tensor, clos
 
 
 def _draw(rows: list[list[Any]], shown: Tensor) -> Figure:
-    drawn = figures.figure(10, 6)
-    top, bottom = drawn.subfigures(2, 1, height_ratios=(1, 1.15), squeeze=False)[:, 0]
+    drawn = figures.figure(10, 5.4)
+    top, bottom = drawn.subfigures(2, 1, height_ratios=(1, 1.25), squeeze=False)[:, 0]
     names = [f"t = {round(1000 * t)}" for t in SHOWN_AT]
     figures.pictures(top.subplots(), shown, ["step by step\nq(x_t | x_t-1)", "at once\nq(x_t | x_0)"], names)
     column = {name: [row[j] for row in rows] for j, name in enumerate(COLUMNS)}

@@ -35,7 +35,13 @@ COLUMNS = ("noise", "i", "t", "lambda", "rms_to_first", "rms_to_second", "neares
 NOISES = ("same", "two")
 TIMES = (0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1)
 LAMBDAS = tuple(round(0.1 * k, 1) for k in range(11))
-TRAIN_ROWS = 10_000
+
+SEE = """\
+From top to bottom t grows.  At t = 0 both pictures shine through each other; at small t that ghost is cleaned a little;
+in the middle the mixtures are pictures in their own right that change from one end to the other; at t = 1 nothing of
+either is left: a new sample, the same for every lambda.  With two noises the mixtures near lambda = 1/2 begin with less
+noise than the model expects.  Mixtures that look like data lie nearer to a training row than mixtures of pixels do.
+"""
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ def run(request: Request) -> Report:
     size = QUICK if request.quick else FULL
     subject = trained(request)
     ends, mixed = mixtures(request, subject, size)
-    near = NearestNeighbour(_training_rows(subject))
+    near = NearestNeighbour(subject.training_rows())
     rows = table(subject, ends, mixed, near)
     near.reset()
     near.update(subject.model.codec.decode(ends.flatten(0, 1)).numpy())
@@ -61,10 +67,7 @@ def run(request: Request) -> Report:
     return Report(
         title="Mixing two pictures at t",
         shown=(__doc__ or "").partition("\n\n")[2],
-        see="Down a column t grows: at t = 0 both pictures shine through each other, at small t that ghost is cleaned a "
-        "little, in the middle the mixtures are pictures in their own right that change from one end to the other, and at "
-        "t = 1 nothing of either is left: new samples, the same for every lambda where the noise is the same. With two "
-        "noises the mixtures near lambda = 1/2 begin with too little noise, so they come out smoother and greyer.",
+        see=SEE,
         basis=[
             *subject.basis,
             f"{ends.shape[1]} pairs of held-out rows; ancestral sampling, {size.steps} steps from t = 1; label: none",
@@ -73,14 +76,17 @@ def run(request: Request) -> Report:
             ("distance to the nearest training row (median): the held-out rows", f"{np.median(near.compute()):.2f}"),
             ("mixtures of pixels, lambda = 1/2", f"{middle['same', 0.0]:.2f}"),
             *(
-                (f"mixed at t = {t:g}, lambda = 1/2, {noise} noise", f"{middle[noise, t]:.2f}")
+                (
+                    f"mixed at t = {t:g}, lambda = 1/2, {noise} noise{'' if noise == 'same' else 's'}",
+                    f"{middle[noise, t]:.2f}",
+                )
                 for t in (0.25, 0.5, 0.75, 1.0)
                 for noise in NOISES
             ),
         ],
         columns=COLUMNS,
         rows=rows,
-        figure=_draw(subject, ends, mixed),
+        figure=_draw(ends, mixed),
     )
 
 
@@ -114,17 +120,10 @@ def _decode(subject: Trained, ends: Tensor, noise: str, t: float, size: Size, se
     x_t = gaussian.perturb(schedule, ends, at, eps)
     x = torch.cat([torch.lerp(x_t[0], x_t[1], share) for share in LAMBDAS])
     if t > 0:
-        steps = max(1, round(size.steps * t))
         whole = grids.trailing(schedule, min(size.steps, schedule.steps or size.steps))
-        times = torch.cat([torch.tensor([t], dtype=torch.float64), whole[whole < t - 1e-9]]) if steps else whole
+        times = torch.cat([at[:1], whole[whole < t]])
         x = samplers.sample(denoiser, x, "ancestral", grid=times, seeds=seeds * len(LAMBDAS))
     return {"x": x.cpu().view(len(LAMBDAS), pairs, *shape)}
-
-
-def _training_rows(subject: Trained) -> np.ndarray:
-    rows = subject.splits.train.take(np.arange(min(len(subject.splits.train), TRAIN_ROWS)))["x"]
-    assert isinstance(rows, Tensor)
-    return rows.numpy()
 
 
 def table(subject: Trained, ends: Tensor, mixed: dict[str, Tensor], near: NearestNeighbour) -> list[list[Any]]:
@@ -141,14 +140,15 @@ def table(subject: Trained, ends: Tensor, mixed: dict[str, Tensor], near: Neares
     return rows
 
 
-def _draw(subject: Trained, ends: Tensor, mixed: dict[str, Tensor]) -> Figure:
-    drawn = figures.figure(11, 5)
-    names = [f"t = {t:g}" for t in TIMES]
-    for axis, (noise, states) in zip(drawn.subplots(1, 2), mixed.items(), strict=True):
-        first = states[:, :, 0]
-        sources = [end[0].expand(len(TIMES), 1, *end.shape[1:]) for end in ends]
-        shown = torch.cat([sources[0], first, sources[1]], 1)
-        columns = ["first", *(f"{share:g}" for share in LAMBDAS), "second"]
-        title = "the same noise, by lambda" if noise == "same" else "two noises, by lambda"
-        figures.pictures(axis, shown, names, columns, title)
+def _draw(ends: Tensor, mixed: dict[str, Tensor]) -> Figure:
+    pairs = min(2, ends.shape[1])
+    drawn = figures.figure(11, 3.7 * pairs)
+    axes = drawn.subplots(pairs, 2, squeeze=False)
+    columns = ["first", *(f"{share:g}" for share in LAMBDAS), "second"]
+    for pair in range(pairs):
+        for axis, (noise, states) in zip(axes[pair], mixed.items(), strict=True):
+            first, second = (end[pair].expand(len(TIMES), 1, *end.shape[1:]) for end in ends)
+            shown = torch.cat([first, states[:, :, pair], second], 1)
+            title = "the same noise, by lambda" if noise == "same" else "two noises, by lambda"
+            figures.pictures(axis, shown, [f"t = {t:g}" for t in TIMES], columns, title)
     return drawn

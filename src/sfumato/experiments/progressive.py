@@ -31,6 +31,12 @@ COLUMNS = ("i", "t", "logsnr", "to_the_end", "spread")
 SHOWN_AT = (1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0)
 SHOWN = 10  # samples in the figure
 
+SEE = """\
+At t = 1 a well trained model believes every sample of a class to be the same grey mean of that class (of all data, if
+it has no classes).  The shape is decided in the middle of the chain, while x_t on the left still looks like noise, and
+the last steps only clean up: the distance to the end falls to 0 as the spread rises to that of the samples.
+"""
+
 
 @dataclass(frozen=True)
 class Size:
@@ -57,9 +63,7 @@ def run(request: Request) -> Report:
     return Report(
         title="The predicted x_0 as t falls",
         shown=(__doc__ or "").partition("\n\n")[2],
-        see="At t = 1 every sample of a class is believed to be the same grey mean of that class (of all data, for a model "
-        "without classes). The shape is decided in the middle of the chain, while x_t on the left still looks like noise, "
-        "and the last steps only clean up: the distance to the end falls to 0 as the spread rises to that of the samples.",
+        see=SEE,
         basis=[
             *subject.basis,
             f"{size.samples} samples, classes in turn, ancestral sampling in {steps} steps, x_0 clipped as in sampling",
@@ -103,6 +107,7 @@ def _block(
 
 def table(schedule: Schedule, film: Film, labels: Tensor | None) -> list[list[Any]]:
     """The CSV's rows, from t = 0 to 1."""
+    assert film.x0 is not None
     end = film.x[-1]
     groups = torch.zeros(len(end), dtype=torch.long) if labels is None else labels
     rows: list[list[Any]] = []
@@ -123,6 +128,7 @@ def _names(subject: Trained, labels: Tensor | None) -> list[str]:
 def _draw(film: Film, rows: list[list[Any]], names: list[str]) -> Figure:
     drawn = figures.figure(11, 7.5)
     left, right, below = drawn.subplot_mosaic([["x", "x0"], ["curve", "curve"]], height_ratios=(2.6, 1)).values()
+    assert film.x0 is not None
     at = chains.nearest_frames(film, SHOWN_AT)
     times = [f"{film.t[k]:.1f}" for k in at]
     for axis, states, title in ((left, film.x, "x_t, by t"), (right, film.x0, "the predicted x_0 at the same t")):

@@ -16,10 +16,11 @@ import json
 import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,7 +61,7 @@ class Report:
     """What an experiment gives: its text, its figure, its numbers.
 
     shown: what is computed and by which formula; see: what one should see in it (both Markdown).
-    basis: lines about the model, the data and how much of it.  numbers: the main ones, (what, value).
+    basis: lines about the model, the data and how much of it.  numbers: the main ones, a table under `heads`.
     columns, rows: the CSV.  film: uint8 frames (H, W), if there is one.
     """
 
@@ -68,11 +69,12 @@ class Report:
     shown: str
     see: str
     basis: Sequence[str]
-    numbers: Sequence[tuple[str, str]]
+    numbers: Sequence[Sequence[str]]
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
     figure: Figure
-    film: Sequence[Any] = field(default_factory=tuple)
+    film: Sequence[np.ndarray] = ()
+    heads: Sequence[str] = ("what", "value")
 
 
 def digest(model: Model) -> str:
@@ -120,6 +122,10 @@ def _csv(report: Report) -> bytes:
     return text.getvalue().encode()
 
 
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
 def _page(request: Request, report: Report, seconds: float) -> bytes:
     if request.quick:
         kind = "**Quick run** (`--quick`): fewer rows and steps than the full run, so the numbers are coarser."
@@ -130,23 +136,23 @@ def _page(request: Request, report: Report, seconds: float) -> bytes:
         "",
         f"{kind} Made by `{request.command}` in {seconds:.0f} s on {torch.get_num_threads()} thread(s).",
         "",
-        report.shown.strip(),
+        report.shown.strip("\n"),
         "",
         f"![{report.title}]({request.name}.png)",
         "",
         *([f"![the film]({request.name}.gif)", ""] if report.film else []),
         "## What one should see",
         "",
-        report.see.strip(),
+        report.see.strip("\n"),
         "",
         "## Numbers",
         "",
         f"All are in [{request.name}.csv]({request.name}.csv), {len(report.rows)} rows of"
         f" {', '.join(f'`{name}`' for name in report.columns)}. The main ones:",
         "",
-        "| what | value |",
-        "|---|---|",
-        *(f"| {what} | {value} |" for what, value in report.numbers),
+        _line(report.heads),
+        _line(["---"] * len(report.heads)),
+        *(_line(row) for row in report.numbers),
         "",
         "## Made from",
         "",

@@ -7,7 +7,7 @@ The pictures are three grey drawings (a spiral, a plane, a tank), on which a sma
 the run itself, and held-out rows of MODEL's data.  For three pictures the best denoiser is known: E[x_0 | x_t] is their
 mean weighted by softmax(-|x_t - alpha x_n|^2/(2 sigma^2)) (`testbed.Empirical`).  It walks beside the network from the
 same x_1 with the same noise.  Measured at each t: the noise in the states, sqrt(mean |x_t - alpha_t x_0|^2 / D), which
-is sigma_t for both chains if x_0 is the picture a chain begins or ends with; and the network's distance to E[x_0 | x_t].
+is sigma_t for both chains if x_0 is where a chain begins or ends; and the network's distance to E[x_0 | x_t].
 
 J. Sohl-Dickstein et al., "Deep Unsupervised Learning using Nonequilibrium Thermodynamics", arXiv:1503.03585, figure 1
 J. Ho, A. Jain, P. Abbeel, "Denoising Diffusion Probabilistic Models", arXiv:2006.11239, figure 2
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfumato import samplers
+from sfumato import grids, samplers
 from sfumato.data import Data
 from sfumato.denoiser import Denoiser
 from sfumato.experiments import chains, figures
@@ -46,6 +46,14 @@ if TYPE_CHECKING:
 COLUMNS = ("chain", "picture", "i", "t", "sigma", "noise_forward", "noise_reverse", "x0_error_to_exact")
 SHOWN_AT = (0, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 1)
 DIGITS = 3  # held-out rows of MODEL's data
+FILM_FRAMES = 21
+
+SEE = """\
+The left half from left to right, then the right half: a picture drowns in noise, and out of other noise one rises.  At
+equal t both halves look alike, since they have the same amount of noise.  The network ends mostly where the exact
+denoiser ends from the same x_1 and noise, and about equally often at each of the three: it has learned these pictures
+by heart, as the best denoiser of three pictures does.
+"""
 
 
 @dataclass(frozen=True)
@@ -82,34 +90,30 @@ def run(request: Request) -> Report:
         "trained": _remember(request, key, "trained", partial(reverse, net.guided(), size, request.seed)),
         "exact": _remember(request, key, "exact", partial(reverse, clip(exact), size, request.seed)),
     }
-    begun = partial(forward, net.denoiser.schedule, x_0, size, request.seed)
-    chosen = {name: choose(film, x_0.cpu()) for name, film in walks.items()}
-    drawn = Pair(_remember(request, key, "drawn", begun), _rows_of(walks["trained"], chosen["trained"]))
-    beside = Pair(drawn.forward, _rows_of(walks["exact"], chosen["trained"]))
+    chosen = distances(walks["trained"], x_0.cpu()).argmin(0).tolist()  # for each drawing the sample nearest to it
+    begun = forward(net.denoiser.schedule, x_0, size.steps, size, request.seed)
+    drawn = Pair(begun, _rows_of(walks["trained"], chosen))
+    beside = Pair(begun, _rows_of(walks["exact"], chosen))
     digits = digit_chains(request, subject, key, size)
-    error = x0_error(net.denoiser, exact, drawn.forward)
+    error = x0_error(net.guided(), exact, begun)
     rows = [
-        *table("drawings, trained", NAMES, net.denoiser.schedule, drawn, error),
-        *table("drawings, exact", NAMES, net.denoiser.schedule, beside, None),
+        *table("drawings (trained)", NAMES, net.denoiser.schedule, drawn, error),
+        *table("drawings (exact)", NAMES, net.denoiser.schedule, beside, None),
         *table("held-out rows", _digit_names(subject), subject.model.denoiser.schedule, digits, None),
     ]
-    landed = {name: where(film, x_0.cpu()) for name, film in walks.items()}
     return Report(
         title="Forward and reverse chains, side by side",
         shown=(__doc__ or "").partition("\n\n")[2],
-        see="Read the left half from left to right and the right half on: a picture drowns in noise, and out of other noise "
-        "a picture rises; at equal t both halves look alike, since they have the same amount of noise. The network's chain "
-        "ends where the exact denoiser's ends from the same x_1 and noise, and about equally often at each of the three: it "
-        "has learned these pictures by heart, as the best denoiser of three pictures does.",
+        see=SEE,
         basis=[
-            f"drawings: `experiments/drawings.py`, {size.pixels}x{size.pixels}; network of "
-            f"{sum(p.numel() for p in net.net.parameters()):,} parameters, {size.training} steps of {size.batch} rows in this "
-            f"run, weights sha256 `{digest(net)}`",
+            f"drawings: `experiments/drawings.py`, {size.pixels}x{size.pixels}",
+            f"their network: {sum(p.numel() for p in net.net.parameters()):,} parameters, trained in this run for "
+            f"{size.training} steps of {size.batch} rows, weights sha256 `{digest(net)}`",
             *subject.basis,
-            f"chains of {size.steps} steps, ancestral; {size.samples} samples of the drawings, shown is the one that ends "
-            "nearest to each",
+            f"chains of {size.steps} steps, ancestral",
+            f"{size.samples} samples of the drawings, of which the one that ends nearest to each is shown",
         ],
-        numbers=_numbers(landed, walks, x_0.cpu(), error),
+        numbers=_numbers(walks, x_0.cpu(), error),
         columns=COLUMNS,
         rows=rows,
         figure=_draw(drawn, beside, digits, error, _digit_names(subject)),
@@ -157,10 +161,10 @@ def reverse(denoiser: Denoiser, size: Size, seed: int) -> Film:
     return chains.keep_reverse(walk, size.steps, size.frames)
 
 
-def forward(schedule: Schedule, x_0: Tensor, size: Size, seed: int) -> Film:
-    """The forward chains of some pictures, in as many steps as the reverse ones have."""
-    times = torch.arange(size.steps + 1, dtype=torch.float64) / size.steps
-    return chains.keep_forward(chains.forward(schedule, x_0.cpu(), times, seed), size.steps, size.frames)
+def forward(schedule: Schedule, x_0: Tensor, steps: int, size: Size, seed: int) -> Film:
+    """The forward chains of some pictures, through the times that a reverse chain of `steps` steps visits."""
+    times = grids.trailing(schedule, steps).flip(0)
+    return chains.keep_forward(chains.forward(schedule, x_0.cpu(), times, seed), steps, size.frames)
 
 
 def distances(film: Film, x_0: Tensor) -> Tensor:
@@ -168,18 +172,8 @@ def distances(film: Film, x_0: Tensor) -> Tensor:
     return (film.x[-1][:, None] - x_0[None]).square().flatten(2).mean(2).sqrt()
 
 
-def choose(film: Film, x_0: Tensor) -> list[int]:
-    """For each picture the sample that ends nearest to it."""
-    return distances(film, x_0).argmin(0).tolist()
-
-
-def where(film: Film, x_0: Tensor) -> Tensor:
-    """For each sample the picture that it ends nearest to."""
-    return distances(film, x_0).argmin(1)
-
-
 def _rows_of(film: Film, rows: list[int]) -> Film:
-    return Film(film.t, film.x[:, rows], film.x0[:, rows])
+    return Film(film.t, film.x[:, rows])
 
 
 def digit_chains(request: Request, subject: Trained, key: dict[str, Any], size: Size) -> Pair:
@@ -187,15 +181,13 @@ def digit_chains(request: Request, subject: Trained, key: dict[str, Any], size: 
     model = subject.model
     x_0, labels = subject.held_out(DIGITS)
     schedule = model.denoiser.schedule
+    steps = min(size.steps, schedule.steps or size.steps)
 
     def new() -> Film:
-        walk = model.trajectory(range(len(x_0)), labels, request.seed, "ancestral", size.steps)
-        return chains.keep_reverse(walk, size.steps, size.frames)
+        walk = model.trajectory(range(len(x_0)), labels, request.seed, "ancestral", steps)
+        return chains.keep_reverse(walk, steps, size.frames)
 
-    return Pair(
-        _remember(request, key, "held-out", partial(forward, schedule, x_0, size, request.seed)),
-        _remember(request, key, "samples", new),
-    )
+    return Pair(forward(schedule, x_0, steps, size, request.seed), _remember(request, key, "held-out", new))
 
 
 def _digit_names(subject: Trained) -> list[str]:
@@ -211,7 +203,7 @@ def x0_error(net: Denoiser, exact: Denoiser, film: Film) -> Tensor:
     errors = []
     for t, x in zip(film.t[1:], film.x[1:], strict=True):
         at = t.expand(len(x))
-        errors.append((net(x, at).x0.clamp(-1, 1) - exact(x, at).x0).square().flatten(1).mean(1).sqrt())
+        errors.append((net(x, at).x0 - exact(x, at).x0).square().flatten(1).mean(1).sqrt())
     return torch.stack(errors)
 
 
@@ -232,15 +224,16 @@ def table(
     return rows
 
 
-def _numbers(landed: dict[str, Tensor], walks: dict[str, Film], x_0: Tensor, error: Tensor) -> list[tuple[str, str]]:
+def _numbers(walks: dict[str, Film], x_0: Tensor, error: Tensor) -> list[tuple[str, str]]:
+    off = {name: distances(film, x_0).min(1) for name, film in walks.items()}  # to the nearest drawing, and which it is
     numbers = []
-    for name, ends in landed.items():
-        counts = ", ".join(f"{picture} {int((ends == j).sum())}" for j, picture in enumerate(NAMES))
-        off = distances(walks[name], x_0).amin(1).mean().item()
-        numbers.append((f"{name}: samples that end at each", f"{counts} (root mean square off: {off:.4f})"))
-    same = int((landed["trained"] == landed["exact"]).sum())
-    numbers.append(("network and exact denoiser end at the same picture", f"{same} of {len(landed['exact'])}"))
-    numbers.append(("network's distance to E[x_0 given x_t], mean over t and pictures", f"{error.mean().item():.4f}"))
+    for name, (how_far, which) in off.items():
+        counts = ", ".join(f"{picture} {int((which == j).sum())}" for j, picture in enumerate(NAMES))
+        numbers.append((f"{name}: samples that end at each drawing", counts))
+        numbers.append((f"{name}: root mean square distance to it", f"{how_far.mean().item():.4f}"))
+    same = int((off["trained"].indices == off["exact"].indices).sum())
+    numbers.append(("network and exact denoiser end at the same drawing", f"{same} of {len(off['exact'].indices)}"))
+    numbers.append(("network's distance to E[x_0 given x_t], mean over t and drawings", f"{error.mean().item():.4f}"))
     return numbers
 
 
@@ -252,11 +245,17 @@ def _draw(drawn: Pair, beside: Pair, digits: Pair, error: Tensor, names: list[st
         at = chains.nearest_frames(film, wanted)
         figures.pictures(axes[key], film.x[at].transpose(0, 1), rows, [f"{t:g}" for t in wanted], title)
 
-    show("a", drawn.forward, NAMES, SHOWN_AT, "forward chain, by t →")
-    show("b", drawn.reverse, NAMES, SHOWN_AT[::-1], "reverse chain of the trained network, by t →")
-    show("c", beside.reverse, ["same seed"] * len(NAMES), SHOWN_AT[::-1], "reverse chain of the exact denoiser")
+    show("a", drawn.forward, NAMES, SHOWN_AT, "forward chain, by t")
+    show("b", drawn.reverse, NAMES, SHOWN_AT[::-1], "reverse chain of the trained network, by t")
+    show(
+        "c",
+        beside.reverse,
+        [f"{name}'s\nseed" for name in NAMES],
+        SHOWN_AT[::-1],
+        "reverse chain of the exact denoiser",
+    )
     show("d", digits.forward, names, SHOWN_AT, "forward chain of held-out rows")
-    show("f", digits.reverse, names, SHOWN_AT[::-1], "reverse chain of MODEL, the same labels")
+    show("f", digits.reverse, names, SHOWN_AT[::-1], "reverse chain of their model, the same labels")
     for j, name in enumerate(NAMES):
         axes["e"].plot(drawn.forward.t[1:], error[:, j], label=name)
     axes["e"].set(title="network's distance to E[x_0 | x_t] on the forward chain", xlabel="t", ylim=(0, None))
@@ -268,13 +267,15 @@ def _draw(drawn: Pair, beside: Pair, digits: Pair, error: Tensor, names: list[st
 def _film(drawn: Pair, digits: Pair) -> list[np.ndarray]:
     """Frames with the forward chains above, t rising, and the reverse chains below, t falling."""
     frames = []
-    for k in range(len(drawn.forward.t)):
-        rows = [
-            [_tile(x) for film in (getattr(drawn, way), getattr(digits, way)) for x in film.x[k]]
-            for way in ("forward", "reverse")
-        ]
-        frames.append(figures.sheet(torch.stack([torch.stack(row) for row in rows]), 4)[..., 0])
+    for t in np.linspace(0, 1, FILM_FRAMES):
+        above = [_tile(x) for pair in (drawn, digits) for x in _at(pair.forward, t)]
+        below = [_tile(x) for pair in (drawn, digits) for x in _at(pair.reverse, 1 - t)]
+        frames.append(figures.sheet(torch.stack([torch.stack(above), torch.stack(below)]), 4)[..., 0])
     return frames
+
+
+def _at(film: Film, t: float) -> Tensor:
+    return film.x[chains.nearest_frames(film, [t])[0]]
 
 
 def _tile(x: Tensor, side: int = 64) -> Tensor:

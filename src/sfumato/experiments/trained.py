@@ -12,6 +12,8 @@ from sfumato import data
 from sfumato.experiments.report import Request, digest
 from sfumato.model import Model, load
 
+TRAIN_ROWS = 10_000
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -26,6 +28,12 @@ class Trained:
     def key(self) -> dict[str, Any]:
         """What a remembered block depends on."""
         return {"weights": self.digest, "data": dict(self.model.config.data)}
+
+    def training_rows(self) -> np.ndarray:
+        """The first training rows, at most TRAIN_ROWS, data units."""
+        x = self.splits.train.take(np.arange(min(len(self.splits.train), TRAIN_ROWS)))["x"]
+        assert isinstance(x, Tensor)
+        return x.numpy()
 
     def held_out(self, n: int) -> tuple[Tensor, Tensor | None]:
         """The first n held-out rows, codec units (n, C, H, W), and their labels if the model takes labels."""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from sfumato.recipes.digits import digits
 from sfumato.recipes.fit import finish, fit, plan
 from sfumato.recipes.pictures import cifar10, emoji, fashion, mnist, pictures
+from sfumato.recipes.small import signal, vector, volume
 from sfumato.train import Run
 
 RECIPES: dict[str, Callable[[], Run]] = {
@@ -19,6 +20,9 @@ RECIPES: dict[str, Callable[[], Run]] = {
     "cifar10": cifar10,
     "emoji": emoji,
     "pictures": pictures,
+    "signal": signal,
+    "volume": volume,
+    "vector": vector,
 }
 
 __all__ = ["RECIPES", "finish", "fit", "plan"]

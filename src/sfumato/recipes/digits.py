@@ -9,16 +9,23 @@ from sfumato.train import Loss, Optimiser, Run
 
 
 def digits() -> Run:
-    """8x8 handwritten digits, ten classes: the demo, 4 minutes on 2 cores."""
+    """8x8 handwritten digits, ten classes: the demo, under 4 minutes on 2 cores.
+
+    The cosine schedule's offset s follows Improved DDPM's own rule, sqrt(beta_1) somewhat below the width of a bin:
+    17 levels have bins of 0.125 where 256 have 0.008, so the first step may be larger, and no bits are spent below it.
+    Dropout and a short training keep 1,438 digits from being learned by heart.
+    """
     return Run(
         data=Data("digits", held_out=5),
-        network=UNetConfig(channels=32, multipliers=(1, 2), blocks=1, groups=8, dropout=0.1),
-        schedule="cosine",
+        network=UNetConfig(channels=32, multipliers=(1, 1), blocks=1, groups=8, dropout=0.15),
+        schedule="cosine:s=0.2",
         target="v",
         loss=Loss(weighting="simple", times="stratified"),
-        optimiser=Optimiser(learning_rate=2e-3, warmup=100),
-        sampling=Sampling(sampler="ddim", steps=50, guidance=1.0),
+        optimiser=Optimiser(learning_rate=1.5e-3, warmup=100),
+        sampling=Sampling(sampler="ddim", steps=50, grid="quadratic"),
         steps=3000,
-        batch=128,
+        batch=64,
         precision="float32",
+        evaluate_every=500,
+        save_every=500,
     )

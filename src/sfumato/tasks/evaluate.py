@@ -4,6 +4,7 @@ bits/dim          the variational bound on held-out rows (given their labels, if
 histogram         the same rows under each pixel's own histogram: what a model without shapes would need
 agreement         samples that a support vector classifier reads as the asked-for label
 nearest           median distance of samples to their nearest training row, beside that of held-out rows
+gaussian          denoising loss and energy distance of the model and of a fitted Gaussian
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from sfumato.data import Rows, Splits
 from sfumato.likelihood import bits_per_dim
 from sfumato.metrics import HistogramBits, LabelAgreement, NearestNeighbour, fit_judge
 from sfumato.model import Model
+from sfumato.tasks.gaussian import beside_gaussian, gaussian_table
 from sfumato.tasks.generate import generate
 
 TRAIN_ROWS = 10_000  # training rows that scores look at, the first ones
@@ -83,6 +85,8 @@ def evaluate(
         scores["agreement"] = _agreement(samples.x, samples.labels, train, held_out)
     say("nearest training rows")
     scores["nearest"] = _nearest(samples.x, train["x"].numpy(), held_out["x"].numpy())
+    say("the same beside a fitted Gaussian")
+    scores["gaussian"] = beside_gaussian(model, train, held_out, samples)
     scores["reference"] = {
         "data": model.config.data,
         "held_out": splits.info.rule,
@@ -133,6 +137,8 @@ def table(scores: dict[str, Any]) -> list[tuple[str, str]]:
     near = scores["nearest"]
     rows.append(("distance to the nearest training row (median)", f"{near['median']:.2f}"))
     rows.append(("  of held-out rows", f"{near['held_out_median']:.2f}"))
+    if "gaussian" in scores:
+        rows += gaussian_table(scores["gaussian"])
     how = f"{sampling['sampler']}, {sampling['steps']} steps, guidance {sampling['guidance']:g}"
     rows.append((f"sampling ({how})", f"{sampling['milliseconds_per_sample']:.1f} ms a sample"))
     return rows

@@ -1,6 +1,6 @@
 """Samples on disk: a PNG grid, a folder of pictures, an .npz, and the film of the reverse process as a GIF.
 
-Grids are laid out in rows; with classes in turn, one column a class.  Small pictures are enlarged by whole factors,
+Grids are laid out in rows; with classes in turn, one row a class.  Small pictures are enlarged by whole factors,
 so that a person can read them.  Signals are drawn as curves, vectors as points, volumes as their middle slices.
 """
 
@@ -33,14 +33,14 @@ def tile(images: np.ndarray, columns: int) -> np.ndarray:
     return sheet
 
 
-def columns_of(samples: Samples) -> int:
-    """One column a class if the classes come in turn, else a square."""
+def layout(samples: Samples) -> tuple[np.ndarray, int]:
+    """The order of the samples on a sheet, and its columns: a row a class if the classes come in turn, else a square."""
     n, labels = len(samples.x), samples.labels
     if labels is not None and n > 1:
         classes = int(labels.max()) + 1
-        if 1 < classes <= 20 and n >= classes and np.array_equal(labels, np.arange(n) % classes):
-            return classes
-    return min(n, max(1, round(n**0.5)))
+        if 1 < classes <= 20 and n % classes == 0 and np.array_equal(labels, np.arange(n) % classes):
+            return np.arange(n).reshape(-1, classes).T.reshape(-1), n // classes
+    return np.arange(n), min(n, max(1, round(n**0.5)))
 
 
 def _picture(array: np.ndarray) -> Any:
@@ -51,13 +51,14 @@ def _picture(array: np.ndarray) -> Any:
 
 def sheet(samples: Samples) -> np.ndarray:
     """The samples as one picture, uint8 (H, W, C), whatever they are."""
+    order, columns = layout(samples)
     if samples.kind == "picture":
-        return tile(samples.images(), columns_of(samples))
+        return tile(samples.images()[order], columns)
     if samples.kind == "volume":
         x = samples.x[:, :, samples.x.shape[2] // 2]
         low, high = x.min(), x.max()
         grey = np.rint(255 * (x - low) / max(float(high - low), 1e-9)).astype(np.uint8)
-        return tile(grey[:, :1].transpose(0, 2, 3, 1), columns_of(samples))
+        return tile(grey[order, :1].transpose(0, 2, 3, 1), columns)
     return _plot(samples)
 
 
@@ -68,11 +69,11 @@ def _plot(samples: Samples) -> np.ndarray:
     figure = Figure(figsize=(8, 6), dpi=100)
     canvas = FigureCanvasAgg(figure)
     if samples.kind == "signal":
-        side = columns_of(samples)
+        order, side = layout(samples)
         axes = figure.subplots(-(-len(samples.x) // side), side, squeeze=False, sharex=True, sharey=True)
         for axis in axes.flat:
             axis.set_axis_off()
-        for axis, signal in zip(axes.flat, samples.x, strict=False):
+        for axis, signal in zip(axes.flat, samples.x[order], strict=False):
             axis.plot(signal.T, linewidth=0.8)
     else:
         axis = figure.subplots()

@@ -1,0 +1,137 @@
+"""Real signals, volumes and vectors from libraries: what they are, and that nothing held out is ever trained on."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from numpy.lib.stride_tricks import sliding_window_view
+
+from sfumato.data import Data, Rows, load
+from sfumato.data.library import SLAB, STRIP, patches, profiles, spread
+
+
+def whole(rows: Rows) -> np.ndarray:
+    x = rows.take(np.arange(len(rows)))["x"]
+    assert isinstance(x, torch.Tensor)
+    assert x.dtype == torch.float32
+    return x.numpy()
+
+
+def elevation() -> np.ndarray:
+    from matplotlib import cbook
+
+    with np.load(cbook.get_sample_data("jacksboro_fault_dem.npz", asfileobj=False)) as arrays:
+        return arrays["elevation"]
+
+
+def rows_of(windows: np.ndarray) -> set[bytes]:
+    return {row.tobytes() for row in windows.astype(np.float32).reshape(len(windows), -1)}
+
+
+def test_terrain() -> None:
+    splits = load(Data("terrain"))
+    assert (splits.info.shape, splits.info.kind, splits.info.levels) == ((1, 64), "signal", None)
+    assert (len(splits.train), len(splits.held_out)) == (36_948, 7_329)
+    assert "matplotlib" in splits.info.source
+    assert "rows 136-207 of the map's 344" in splits.info.rule
+    assert 236 <= whole(splits.train).min() < whole(splits.train).max() <= 1076  # metres
+
+
+def test_no_training_profile_touches_the_strip() -> None:
+    """Every window of the whole map that meets a held-out row, and 4 rows around, is missing in the training part."""
+    splits, strip = load(Data("terrain")), slice(STRIP.start - 4, STRIP.stop + 4)
+    around = elevation()[STRIP.start - 4 - 63 : STRIP.stop + 4 + 63]
+    down = sliding_window_view(around, 64, axis=0)  # each of these meets the strip
+    along = sliding_window_view(elevation()[strip], 64, axis=1)
+    train = rows_of(whole(splits.train))
+    assert not train & rows_of(np.concatenate([down.reshape(-1, 64), along.reshape(-1, 64)]))
+    assert rows_of(whole(splits.held_out)) <= rows_of(
+        np.concatenate(
+            [window.reshape(-1, 64) for window in (sliding_window_view(elevation()[STRIP], 64, axis=a) for a in (0, 1))]
+        )
+    )
+
+
+def test_profiles_are_windows_of_the_map() -> None:
+    ramp = np.arange(70 * 68, dtype=np.float32).reshape(70, 68)
+    cut = profiles(ramp)
+    assert cut.shape == (70 * 2 + 68 * 2, 1, 64)
+    assert np.array_equal(cut[1, 0], ramp[0, 4:68])
+    assert np.array_equal(cut[-1, 0], ramp[4:68, 67])
+
+
+def test_brain() -> None:
+    pytest.importorskip("nibabel")
+    splits = load(Data("brain"))
+    assert (splits.info.shape, splits.info.kind, splits.info.levels) == ((1, 8, 8, 8), "volume", None)
+    assert (len(splits.train), len(splits.held_out)) == (12_687, 3_590)
+    assert "MIT" in splits.info.source
+    assert "sagittal planes 72-87 of the scan's 128" in splits.info.rule
+    for rows in (splits.train, splits.held_out):
+        assert ((whole(rows) != 0).mean(axis=(1, 2, 3, 4)) >= 0.5).all()
+
+
+def test_no_training_patch_touches_the_slab() -> None:
+    """Lines of 8 voxels across the planes tell where in the scan a patch lay."""
+    nibabel = pytest.importorskip("nibabel")
+    from importlib import resources
+
+    with resources.as_file(resources.files("nibabel") / "tests/data/example4d.nii.gz") as path:
+        scan = np.asarray(nibabel.load(path).dataobj, dtype=np.float32)
+    splits = load(Data("brain"))
+    lines = sliding_window_view(scan[SLAB.start - 2 - 7 : SLAB.stop + 2 + 7], 8, axis=0)
+    touching = {line.tobytes() for line in lines.reshape(-1, 8) if (line > 0).all()}  # background says nothing
+    trained = whole(splits.train).reshape(-1, 8)
+    trained = trained[(trained > 0).all(1)]
+    assert len(trained) > 100_000
+    assert sum(line.tobytes() in touching for line in trained[::7]) <= 2  # the same 8 numbers by chance
+    held_out = whole(splits.held_out).reshape(-1, 8)
+    inside = {line.tobytes() for line in sliding_window_view(scan[SLAB], 8, axis=0).reshape(-1, 8)}
+    assert all(line.tobytes() in inside for line in held_out[::7])
+
+
+def test_patches_keep_the_order_of_the_axes() -> None:
+    scan = np.arange(1, 1 + 2 * 8 * 10 * 8, dtype=np.float32).reshape(2, 8, 10, 8)
+    cut = patches(scan)
+    assert cut.shape == (4, 1, 8, 8, 8)
+    assert np.array_equal(cut[1, 0], scan[0, :, 2:10])
+    scan[1] = 0
+    assert len(patches(scan)) == 2  # background alone is no patch
+
+
+def test_without_nibabel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nibabel", None)
+    with pytest.raises(ValueError, match=r"nibabel, which is missing; pip install 'sfumato\[volumes\]'"):
+        load(Data("brain"))
+
+
+def test_breast_cancer() -> None:
+    from sklearn.datasets import load_breast_cancer
+
+    splits, bunch = load(Data("breast_cancer", held_out=5)), load_breast_cancer()
+    assert (splits.info.shape, splits.info.kind) == ((30,), "vector")
+    assert splits.info.label_names == ("malignant", "benign")
+    assert splits.info.rule == "rows with index % 5 == 4 of scikit-learn's order"
+    assert np.array_equal(whole(splits.held_out), bunch.data[4::5].astype(np.float32))
+    assert np.array_equal(splits.held_out.take(np.arange(113))["label"], bunch.target[4::5])
+
+
+@pytest.mark.parametrize("n", [1, 36, 37, 38, 1000])
+def test_spread_keeps_every_row_once(n: int) -> None:
+    rows = spread(np.arange(n)[:, None])
+    assert sorted(rows[:, 0]) == list(range(n))
+
+
+def test_the_first_rows_are_like_the_rest() -> None:
+    """Scores and codecs look at the first rows: their mean is that of all to a tenth of a standard deviation."""
+    for part in (load(Data("terrain")).train, load(Data("terrain")).held_out):
+        x = whole(part)
+        assert abs(x[:1000].mean() - x.mean()) < 0.1 * x.std()
+
+
+def test_pictures_edits_are_refused() -> None:
+    with pytest.raises(ValueError, match="came for signals, allowed are pictures"):
+        load(Data("terrain", flip=True))

@@ -1,0 +1,417 @@
+"""The command as a user meets it: help, one clear line for a mistake, and train -> sample -> evaluate."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sfumato import cli, data, grids, losses, metrics, nn, parameterization, recipes, samplers, schedules
+from sfumato.checkpoints import native
+from sfumato.cli import main
+from sfumato.train import DECAYS
+
+from .tiny import random_model, trained
+
+Capture = pytest.CaptureFixture[str]
+SMALL = [
+    *["--network.channels", "8", "--network.multipliers", "1", "--network.groups", "4", "--steps", "6", "--batch", "8"],
+    *["--schedule", "cosine:steps=10", "--sampling.steps", "2", "--optimiser.warmup", "2", "--snapshots", "2"],
+]
+ENV = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+
+
+def command(*args: str, **options: object) -> subprocess.CompletedProcess[str]:
+    """The real command in a process of its own."""
+    line = [sys.executable, "-m", "sfumato.cli", *args]
+    return subprocess.run(line, capture_output=True, text=True, check=False, env=ENV, **options)  # type: ignore[call-overload,no-any-return]
+
+
+def refused(capsys: Capture, *args: object) -> str:
+    """The one line that a mistake is answered with."""
+    capsys.readouterr()
+    assert main([str(arg) for arg in args]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("sfumato: ")
+    assert line.count("\n") == 1
+    assert "Traceback" not in line
+    return line
+
+
+def said(capsys: Capture, *args: object) -> str:
+    capsys.readouterr()
+    assert main([str(arg) for arg in args]) == 0
+    return capsys.readouterr().out
+
+
+# help -----------------------------------------------------------------------------------------------------------------
+
+TRAIN = {
+    "recipes": recipes.RECIPES,
+    "data sets": data.DATASETS,
+    "networks": nn.NETWORKS,
+    "schedules": schedules.SCHEDULES,
+    "targets": parameterization.TARGETS,
+    "losses": losses.LOSSES,
+    "weightings": losses.WEIGHTINGS,
+    "times": losses.TIMES,
+    "learning rate decays": DECAYS,
+    "samplers": samplers.SAMPLERS,
+    "grids": grids.GRIDS,
+}
+
+
+@pytest.mark.parametrize(
+    ("box", "line"),
+    [
+        ("╭─ Wrong ─╮\n│ no such --x   │\n│ ───────── │\n│ see --help │\n╰──────╯\n", "no such --x; see --help"),
+        (" Wrong \n -------- \n no such --x \n -------- \n see --help \n \n", "no such --x; see --help"),
+    ],
+)
+def test_a_box_is_one_line(box: str, line: str) -> None:
+    assert cli._one_line(box) == line
+
+
+def listed(text: str, title: str, names: Iterable[str]) -> bool:
+    """Whether the block under `title:` has every name as a word."""
+    block = text.split(f"{title}:", 1)[1].split("\n\n")[0].replace(",", " ").split()
+    return set(names) <= set(block)
+
+
+def test_help_lists_the_commands(capsys: Capture) -> None:
+    for args in ([], ["--help"], ["-h"]):
+        text = said(capsys, *args)
+        assert set(cli.COMMANDS) <= set(text.split())
+    assert said(capsys, "--version").strip() == "0.1.0"
+
+
+def test_help_of_train_lists_every_row_of_its_tables(capsys: Capture) -> None:
+    text = said(capsys, "train", "--help")
+    for title, table in TRAIN.items():
+        assert listed(text, title, table), title
+
+
+@pytest.mark.parametrize("name", ["train digits", "sample", "sample digits", "evaluate"])
+def test_help_of_a_command_lists_rows_and_fields(name: str, capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([*name.split(), "--help"])
+    assert not end.value.code
+    text = capsys.readouterr().out
+    assert listed(text, "samplers", samplers.SAMPLERS)
+    assert listed(text, "grids", grids.GRIDS)
+    if name == "evaluate":
+        assert listed(text, "metrics", metrics.METRICS)
+    fields = {"train digits": ["--optimiser.learning-rate", "--data.path", "--init", "--dry-run", "--out", "--ema"]}
+    for field in fields.get(name, ["--sampler", "--steps", "--seed", "--guidance", "--ema", "--out", "--n"]):
+        assert field in text
+
+
+@pytest.mark.slow
+def test_help_answers_at_once() -> None:
+    """0.5 s for the command, 3 s for a sub-command; the least of a few, without the machine's other work."""
+
+    def seconds(*args: str) -> float:
+        taken = []
+        for _ in range(4):
+            start = time.perf_counter()
+            assert command(*args).returncode == 0
+            taken.append(time.perf_counter() - start)
+        return min(taken)
+
+    assert seconds("--help") < 0.5
+    for name in ("train", "sample", "evaluate"):
+        assert seconds(name, "--help") < 3, name
+
+
+# mistakes -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("trian digits", "unknown command 'trian'; did you mean 'train'?"),
+        ("train digit", "unknown recipe 'digit'; did you mean 'digits'?"),
+        ("train --steps 5", "the first word is a RECIPE, got --steps"),
+        ("train digits --stepps 5", "Unrecognized options: --stepps, 5"),
+        ("train digits --optimiser.learning-rte 5", "Perhaps you meant: --optimiser.learning-rate"),
+        ("train digits --steps five", "Error parsing --steps: invalid literal for int()"),
+        ("train digits --steps 0", "steps must be at least 1; got 0"),
+        ("train digits --batch 0", "batch must be at least 1; got 0"),
+        ("train digits --batch 30 --optimiser.accumulate 4", "batch 30 cannot be cut into optimiser.accumulate = 4"),
+        ("train digits --drop-label 1", "drop_label is a share in [0, 1); got 1.0"),
+        ("train digits --samples 0", "samples must be a whole number >= 1; got 0"),
+        ("train digits --optimiser.learning-rate 0", "learning_rate and clip must be above 0"),
+        ("train digits --precision float16", "invalid choice 'float16' for argument '--precision'. Expected one of ('bfloat16', 'float32')"),
+        ("train digits --loss.kind simpel", "unknown loss 'simpel'; did you mean 'simple'?"),
+        ("train digits --loss.weighting min-snr", "unknown weighting 'min-snr'; did you mean 'min_snr'?"),
+        ("train digits --loss.times stratifed", "unknown times 'stratifed'; did you mean 'stratified'?"),
+        ("train digits --optimiser.decay cosin", "unknown decay 'cosin'; did you mean 'cosine'?"),
+        ("train digits --sampling.sampler dim", "unknown sampler 'dim'; did you mean 'ddim'?"),
+        ("train digits --sampling.grid unifrom", "unknown grid 'unifrom'; did you mean 'uniform'?"),
+        ("train digits --schedule cosin", "unknown schedule 'cosin'; did you mean 'cosine'?"),
+        ("train digits --schedule cosine:steps=0", "steps"),
+        ("train digits --schedule rectified", "time 'index' needs a T-step schedule"),
+        ("train digits --target vv", "unknown target 'vv'; did you mean 'v'?"),
+        ("train digits --ema 0.5", "an EMA length is a share of the training in (0, 0.28); got 0.5"),
+        ("train digits --data.name digitss", "unknown data set 'digitss'; did you mean 'digits'?"),
+        ("train digits --data.flip", "flip came for digits"),
+        ("train digits --network.channels 7", "channels = 7; it must be even"),
+        ("train digits --init nothing-like-it", "unknown model 'nothing-like-it'"),
+        ("sample", None),
+        ("sample nothing-like-it", "unknown model 'nothing-like-it'"),
+        ("evaluate nothing-like-it", "unknown model 'nothing-like-it'"),
+        ("models digits", "takes no arguments; got digits"),
+    ],
+)
+def test_a_mistake_is_one_line(line: str, expected: str | None, capsys: Capture, tmp_path: Path) -> None:
+    if expected is None:
+        with pytest.raises(SystemExit):
+            main(line.split())
+        return
+    out = ["--out", tmp_path / "out"] if line.startswith("train digits") else []
+    assert expected in refused(capsys, *line.split(), *out)
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("--sampler ddmi", "unknown sampler 'ddmi'; did you mean 'ddim'?"),
+        ("--sampler ddim:etta=1", "unknown option of sampler ddim 'etta'; did you mean 'eta'?"),
+        ("--steps 0", "steps must be a whole number from 1 to 20; got 0"),
+        ("--steps 21", "steps must be a whole number from 1 to 20; got 21"),
+        ("-n 0", "n must be a whole number >= 1; got 0"),
+        ("-n -3", "n must be a whole number >= 1; got -3"),
+        ("--label 10", "labels must be 64 numbers in 0..9; got 64 from 10 to 10"),
+        ("--label cat", "unknown label 'cat'"),
+        ("--guidance nan", "guidance nan came"),
+        ("--grid foo", "unknown grid 'foo'"),
+        ("--precision half", "unknown precision 'half'"),
+        ("--ema 0.9", "an EMA length is a share"),
+        ("--out x.jpg", "cannot write '.jpg'; allowed are FILE.png, FILE.npz or a folder"),
+        ("--sede 3", "Perhaps you meant: --seed"),
+    ],
+)
+def test_a_mistake_in_sampling_is_one_line_and_writes_nothing(
+    flags: str, expected: str, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trained()
+    monkeypatch.chdir(tmp_path)
+    assert expected in refused(capsys, "sample", run, *flags.split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_data_is_one_line(capsys: Capture, tmp_path: Path) -> None:
+    x = np.random.default_rng(0).standard_normal((40, 3)).astype(np.float32)
+    x[[3, 8]] = np.nan
+    np.save(tmp_path / "nan.npy", x)
+    np.save(tmp_path / "complex.npy", x.astype(np.complex64))
+    np.save(tmp_path / "rank.npy", np.zeros((10, 3, 4, 5)))
+    np.savez(tmp_path / "labels.npz", images=np.zeros((20, 4, 4), np.uint8), labels=np.arange(20) - 1)
+    names = np.array(["a", "b"])
+    np.savez(tmp_path / "range.npz", images=np.zeros((20, 4, 4), np.uint8), labels=np.arange(20), label_names=names)
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    Image.new("RGB", (8, 8)).save(pictures / "good.png")
+    Image.new("RGB", (1, 1)).save(pictures / "dot.png")
+    (pictures / "empty.png").touch()
+    (pictures / "torn.png").write_bytes((pictures / "good.png").read_bytes()[:40])
+    (pictures / "page.html").write_text("<html>")
+
+    def answer(path: str, name: str = "file") -> str:
+        flags = ["--data.name", name, "--data.path", tmp_path / path, "--out", tmp_path / "out"]
+        return refused(capsys, "train", "pictures", "--data.size", "None", *flags)
+
+    assert "2 of 40 rows hold NaN or infinity (or overflow float32): rows 3, 8" in answer("nan.npy")
+    assert "complex64 of shape (40, 3) came" in answer("complex.npy")
+    assert "could be pictures or volumes" in answer("rank.npy")
+    assert "1 negative labels, down to -1" in answer("labels.npz")
+    assert "18 labels out of range, up to 19" in answer("range.npz")
+    assert "no such file" in answer("none.npy")
+    broken = answer("pictures", "folder")
+    assert "cannot use 4 files" in broken
+    assert all(name in broken for name in ("dot.png", "empty.png", "torn.png", "page.html"))
+    assert "good.png" not in broken
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_place_that_cannot_be_written_is_one_line(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    line = refused(capsys, "train", "digits", *SMALL, "--out", tmp_path / "file" / "run")
+    assert "cannot write" in line
+    assert "--out" in line
+    for out in ("file/a.png", "file/a.npz", "file/folder"):
+        line = refused(capsys, "sample", trained(), "-n", 1, "--out", tmp_path / out)
+        assert f"cannot write {tmp_path / out}" in line
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_a_full_disk_is_one_line_and_the_command_goes_on_afterwards(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = native.save_file
+
+    def full(tensors: object, path: Path) -> None:
+        if "step-00000004" in str(path):
+            raise OSError(28, "No space left on device")
+        real(tensors, path)
+
+    line = ["train", "digits", *SMALL, "--save-every", 2, "--samples", 20, "--out", tmp_path]
+    monkeypatch.setattr(native, "save_file", full)
+    assert "No space left on device; free space" in refused(capsys, *line)
+    monkeypatch.setattr(native, "save_file", real)
+    text = said(capsys, *line)
+    assert "going on from step 2 of 6" in text
+    assert "bits/dim" in text
+    monkeypatch.setattr(native, "save_file", full)
+    assert "began with other settings (batch: 8 then, 4 now" in refused(capsys, *line, "--batch", 4)
+    assert "--init has options" in refused(
+        capsys, "train", "digits", "--init", tmp_path, "--network.channels", 16, "--out", tmp_path / "other"
+    )
+
+
+def test_an_error_of_the_system_is_one_line(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(args: object) -> None:
+        raise PermissionError(13, "Permission denied", "/some/where")
+
+    monkeypatch.setitem(cli.COMMANDS, "models", broken)
+    assert "/some/where: Permission denied" in refused(capsys, "models")
+
+
+def test_the_real_command_answers_mistakes_with_status_two() -> None:
+    done = command("sample", "nothing-like-it")
+    assert done.returncode == 2
+    assert done.stderr.startswith("sfumato: unknown model 'nothing-like-it'")
+    assert done.stderr.count("\n") == 1
+
+
+# use ------------------------------------------------------------------------------------------------------------------
+
+
+def test_sample_writes_what_it_is_asked_for(capsys: Capture, tmp_path: Path) -> None:
+    run = trained()
+    said(capsys, "sample", run, "-n", 23, "--seed", 5, "--guidance", 1.5, "--out", tmp_path / "a.npz")
+    said(capsys, "sample", run, "-n", 23, "--seed", 5, "--guidance", 1.5, "--out", tmp_path / "b.npz")
+    one, two = np.load(tmp_path / "a.npz"), np.load(tmp_path / "b.npz")
+    assert one["images"].shape == (23, 8, 8, 1)
+    assert one["images"].dtype == np.uint8
+    assert np.array_equal(one["images"], two["images"])
+    assert one["labels"].tolist() == [i % 10 for i in range(23)]
+    settings = json.loads(str(one["settings"]))
+    assert settings["sampler"] == "ddim"
+    assert (settings["steps"], settings["seed"], settings["guidance"], settings["n"]) == (4, 5, 1.5, 23)
+    assert settings["model"] == str(run)
+
+    said(capsys, "sample", run, "-n", 4, "--seed", 9, "--guidance", 1.5, "--label", 7, "--out", tmp_path / "c.npz")
+    sevens = np.load(tmp_path / "c.npz")
+    assert sevens["labels"].tolist() == [7] * 4
+    said(capsys, "sample", run, "-n", 4, "--label", 7, "--out", tmp_path / "folder")
+    assert sorted(p.name for p in (tmp_path / "folder" / "7").iterdir()) == [f"{i:06d}.png" for i in range(4)]
+    text = said(capsys, "sample", run, "-n", 20, "--ema", 0.08, "--sampler", "ancestral", "--out", tmp_path / "d.png")
+    assert "20 samples" in text
+    with Image.open(tmp_path / "d.png") as grid:
+        assert grid.size == (2 * 50 + 2, 10 * 50 + 2)  # a row a class, 8 pixels enlarged to 48 and a rim of 2
+
+
+def test_vectors_go_to_npz_or_a_plot_and_not_to_a_folder(capsys: Capture, tmp_path: Path) -> None:
+    from sfumato.data import Info
+    from sfumato.nn import MLPConfig
+
+    from .tiny import tiny
+
+    run = tiny(network=MLPConfig(width=16, depth=1))
+    random_model(run, Info((2,), "vector", None)).save(tmp_path / "model")
+    said(capsys, "sample", tmp_path / "model", "-n", 5, "--out", tmp_path / "a.npz")
+    assert np.load(tmp_path / "a.npz")["samples"].shape == (5, 2)
+    said(capsys, "sample", tmp_path / "model", "-n", 5, "--out", tmp_path / "a.png")
+    assert "a folder holds pictures" in refused(capsys, "sample", tmp_path / "model", "--out", tmp_path / "folder")
+    assert "allowed is 1" in refused(capsys, "sample", tmp_path / "model", "--guidance", 2, "--out", tmp_path / "b.npz")
+    assert "nothing to score it against" in refused(
+        capsys, "evaluate", _without_data(tmp_path / "model", tmp_path / "bare")
+    )
+
+
+def _without_data(model: Path, bare: Path) -> Path:
+    tensors, document, card = native.read_model(model)
+    native.write_folder(bare, "model", tensors, {**document, "data": {}}, {"card.md": card})
+    return bare
+
+
+def test_evaluate_prints_and_writes_the_scores(capsys: Capture, tmp_path: Path) -> None:
+    text = said(capsys, "evaluate", trained(), "-n", 30, "--out", tmp_path / "scores.json")
+    for row in ("bits/dim, held-out", "per-pixel histogram", "uniform guess", "agreement", "nearest", "ms a sample"):
+        assert row in text
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["uniform_bits_per_dim"]["value"] == pytest.approx(4.0875, abs=1e-4)
+    assert scores["sampling"]["n"] == 30
+    assert "n must be a whole number" in refused(capsys, "evaluate", trained(), "-n", 0)
+
+
+def test_models_lists_the_zoo(capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sfumato import model
+
+    random_model().save(tmp_path / "planted")
+    monkeypatch.setattr(model, "ZOO", tmp_path)
+    text = said(capsys, "models")
+    assert "planted" in text
+    assert "picture" in text
+    assert "MiB" in text
+    said(capsys, "sample", "planted", "-n", 2, "--out", tmp_path / "a.png")
+    assert "did you mean 'planted'" in refused(capsys, "sample", "plantd")
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = said(capsys, "train", "digits", *SMALL, "--dry-run")
+    for row in ("parameters", "FLOPs", "memory", "images/s", "ETA", "1438 rows", "359 held out"):
+        assert row in text
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_train_killed_and_given_again_then_sampled_evaluated_and_fine_tuned(tmp_path: Path) -> None:
+    """The real command throughout; the killed run's model is the uninterrupted one's to the bit."""
+    line = ["train", "digits", *SMALL, "--steps", "40", "--save-every", "2", "--samples", "20", "--out"]
+    done = command(*line, str(tmp_path / "whole"))
+    assert done.returncode == 0, done.stderr
+    for word in ("images/s", "ETA", "bits/dim", "agreement"):
+        assert word in done.stdout
+    for name in ("samples.png", "film.gif", "loss.png"):
+        with Image.open(tmp_path / "whole" / name) as picture:
+            picture.load()
+
+    killed = tmp_path / "killed"
+    process = subprocess.Popen([sys.executable, "-m", "sfumato.cli", *line, str(killed)], env=ENV)
+    while not list(killed.glob("checkpoints/step-*6")) and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    again = command(*line, str(killed))
+    assert again.returncode == 0, again.stderr
+    assert "going on from step" in again.stdout
+    tensors = [native.read_tensors(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "killed")]
+    assert all(torch.equal(x, tensors[1][name]) for name, x in tensors[0].items())
+
+    tuned = ["train", "digits", "--steps", "2", "--batch", "8", "--samples", "10", "--sampling.steps", "2"]
+    done = command(*tuned, "--init", str(killed), "--out", str(tmp_path / "tuned"))
+    assert done.returncode == 0, done.stderr
+    config = json.loads((tmp_path / "tuned" / "model" / "config.json").read_text())
+    assert config["options"]["channels"] == 8  # the network of --init, not the recipe's
+    start, end = tensors[0], native.read_tensors(tmp_path / "tuned" / "model" / "model.safetensors")
+    moved = torch.cat([(start[name] - x).flatten() for name, x in end.items()]).abs().max()
+    assert 0 < float(moved) < 0.01  # two steps from those weights
+    assert str(tmp_path / "tuned") in (tmp_path / "tuned" / "model" / "card.md").read_text()

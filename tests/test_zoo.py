@@ -1,0 +1,47 @@
+"""The shipped models are worth what the demo promises, measured anew from the weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sfumato import data
+from sfumato.model import Model, load, zoo
+from sfumato.tasks import evaluate
+
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def digits() -> Model:
+    return load("digits")
+
+
+@pytest.mark.parametrize("name", sorted(zoo()))
+def test_each_model_is_small_and_says_how_it_was_made(name: str) -> None:
+    folder = zoo()[name]
+    assert (folder / "model.safetensors").stat().st_size <= {"digits": 1_000_000}[name]
+    card = (folder / "card.md").read_text()
+    for told in ("command: `sfumato train", "trained for", "data:", "held out:", "bits/dim", "agreement"):
+        assert told in card, f"the card of {name} does not say {told!r}"
+
+
+def test_the_zoo_is_small() -> None:
+    assert sum((folder / "model.safetensors").stat().st_size for folder in zoo().values()) <= 64 * MIB
+
+
+def test_the_same_seed_gives_the_same_digit(digits: Model) -> None:
+    assert np.array_equal(digits.sample(2, seed=5, label=3).numpy()[1:], digits.sample(1, seed=6, label=3).numpy())
+
+
+@pytest.mark.slow
+def test_digits_keep_the_demos_promises(digits: Model) -> None:
+    """Agreement >= 97 % on 1,000 samples by a judge of >= 98 %; bits below a histogram's; no nearer than held-out rows."""
+    about = {key: value for key, value in digits.config.data.items() if key not in ("source", "rule")}
+    scores = evaluate(digits, data.load(data.Data(**about)), 1000)
+    assert scores["agreement"]["judge_held_out_accuracy"] >= 0.98
+    assert scores["agreement"]["value"] >= 0.97
+    bits = scores["bits_per_dim"]
+    assert bits["value"] + 3 * bits["standard_error"] < scores["histogram_bits_per_dim"]["value"]
+    assert scores["nearest"]["median"] >= scores["nearest"]["held_out_median"]
+    assert scores["nearest"]["least"] > 0
