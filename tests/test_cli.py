@@ -151,7 +151,10 @@ def test_help_answers_at_once() -> None:
         ("train digits --drop-label 1", "drop_label is a share in [0, 1); got 1.0"),
         ("train digits --samples 0", "samples must be a whole number >= 1; got 0"),
         ("train digits --optimiser.learning-rate 0", "learning_rate and clip must be above 0"),
-        ("train digits --precision float16", "invalid choice 'float16' for argument '--precision'. Expected one of ('bfloat16', 'float32')"),
+        (
+            "train digits --precision float16",
+            "invalid choice 'float16' for argument '--precision'. Expected one of ('bfloat16', 'float32')",
+        ),
         ("train digits --loss.kind simpel", "unknown loss 'simpel'; did you mean 'simple'?"),
         ("train digits --loss.weighting min-snr", "unknown weighting 'min-snr'; did you mean 'min_snr'?"),
         ("train digits --loss.times stratifed", "unknown times 'stratifed'; did you mean 'stratified'?"),

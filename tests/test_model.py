@@ -166,7 +166,10 @@ def test_a_run_its_model_and_its_best_are_found() -> None:
     run = trained()
     assert find(run) == find(str(run)) == run / "model"
     assert find(run / "best") == run / "best"
-    assert sfumato.load(run / "best").config.training["held_out_loss"] <= sfumato.load(run).config.training["held_out_loss"]
+    assert (
+        sfumato.load(run / "best").config.training["held_out_loss"]
+        <= sfumato.load(run).config.training["held_out_loss"]
+    )
 
 
 def _edit(key: str, value: Any) -> Callable[[Path], None]:
@@ -209,7 +212,10 @@ OPTIONS = {"channels": 8, "multipliers": [1, 2], "blocks": 1, "groups": 4}
 HARM: dict[str, tuple[Callable[[Path], Any], str]] = {
     "missing tensor": (_tensors(lambda t: t.pop("stem.bias")), r"missing: stem\.bias"),
     "foreign tensor": (_tensors(lambda t: t.update(more=torch.ones(1))), r"foreign: more"),
-    "misshapen tensor": (_tensors(lambda t: t.update({"stem.bias": torch.ones(3)})), r"stem\.bias is \(3,\), wanted \(8,\)"),
+    "misshapen tensor": (
+        _tensors(lambda t: t.update({"stem.bias": torch.ones(3)})),
+        r"stem\.bias is \(3,\), wanted \(8,\)",
+    ),
     "no tensors": (lambda f: (f / "model.safetensors").unlink(), r"model\.safetensors is missing"),
     "torn tensors": (_torn, r"no whole safetensors file .*torn"),
     "no config": (lambda f: (f / "config.json").unlink(), r"config\.json is missing"),

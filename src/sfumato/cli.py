@@ -211,7 +211,7 @@ class SampleArguments:
     ema: float | None = None
     """Another EMA length, a share of the training such as 0.05 (MODEL must be a run)."""
     precision: str = "float32"
-    """float32 or bfloat16, inside the network."""
+    """float32, bfloat16, or auto (bfloat16 where it is fast), inside the network."""
     batch: int = 256
     """Rows of one call; it changes no picture."""
     out: Path = Path("samples.png")

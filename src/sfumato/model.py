@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, final
@@ -28,7 +28,21 @@ from sfumato.noise import PRIOR, normal
 from sfumato.options import unknown, whole
 
 ZOO = Path(__file__).parent / "zoo"
-PRECISIONS: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16}
+
+
+def _fast_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 pays on a device: on GPUs that have it, and on processors with matrix tiles (AMX)."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
+
+
+# the precision inside the network: None is the exact float32 mode
+PRECISIONS: dict[str, Callable[[torch.device], torch.dtype | None]] = {
+    "float32": lambda device: None,
+    "bfloat16": lambda device: torch.bfloat16,
+    "auto": lambda device: torch.bfloat16 if _fast_bfloat16(device) else None,
+}
 
 
 @dataclass(frozen=True)
@@ -122,7 +136,7 @@ class Model:
             raise unknown("precision", precision, PRECISIONS)
         self.config, self.card, self.net = config, card, net.eval().requires_grad_(False)
         self.codec = codecs.from_spec(config.codec)
-        self.denoiser = network_denoiser(config, net, PRECISIONS[precision])
+        self.denoiser = network_denoiser(config, net, PRECISIONS[precision](self.device))
 
     @property
     def device(self) -> torch.device:

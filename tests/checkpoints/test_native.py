@@ -64,7 +64,9 @@ def test_a_kill_at_any_point_leaves_the_old_folder_or_the_new(
             fresh = where == "rename fresh"
             patched.setattr(Path, "rename", after(Path.rename, lambda source, _: source.name.startswith(".") == fresh))
         elif where == "rmtree":
-            patched.setattr(native.shutil, "rmtree", after(shutil.rmtree, lambda path: path.exists() or "old" in path.name))
+            patched.setattr(
+                native.shutil, "rmtree", after(shutil.rmtree, lambda path: path.exists() or "old" in path.name)
+            )
         else:
             patched.setattr(native, where, after(getattr(native, where), lambda *_: True))
         with pytest.raises(Killed):
@@ -72,12 +74,16 @@ def test_a_kill_at_any_point_leaves_the_old_folder_or_the_new(
     tensors, document, card = native.read_model(folder)
     assert card == document["which"]
     assert torch.equal(tensors["w"], {"old": OLD, "new": NEW}[card]["w"])
-    native.write_folder(folder, "model", NEW, {"which": "new"}, {"card.md": "new"})  # and the next writer is not in its way
+    native.write_folder(
+        folder, "model", NEW, {"which": "new"}, {"card.md": "new"}
+    )  # and the next writer is not in its way
     assert native.read_model(folder)[1] == {"which": "new"}
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
-def test_too_little_disk_is_seen_before_and_the_old_folder_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_disk_is_seen_before_and_the_old_folder_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "model"
     native.write_folder(folder, "model", OLD, {"which": "old"})
     monkeypatch.setattr(native.shutil, "disk_usage", lambda path: SimpleNamespace(free=2**19))

@@ -172,7 +172,12 @@ def test_the_log_takes_back_what_came_after_the_checkpoint(tmp_path: Path) -> No
     book = log.Log(tmp_path, 3)
     book.write(4, loss=-4.0)
     book.close()
-    assert [(line["step"], line["loss"]) for line in log.read(tmp_path / "log.jsonl")] == [(1, 1), (2, 2), (3, 3), (4, -4)]
+    assert [(line["step"], line["loss"]) for line in log.read(tmp_path / "log.jsonl")] == [
+        (1, 1),
+        (2, 2),
+        (3, 3),
+        (4, -4),
+    ]
 
 
 def test_changed_settings_are_named_and_nothing_is_touched(eight_steps: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A script for test_trainer.py, run alone or by accelerate's launcher: OUT gets the losses and the weights."""
+"""A script for test_trainer.py, run alone or by torchrun: OUT gets the losses and the weights."""
 
 from __future__ import annotations
 

@@ -50,6 +50,8 @@ def write_folder(
         )
         for file, text in (texts or {}).items():
             (fresh / file).write_text(text)
+        for file_path in fresh.iterdir():
+            file_path.chmod(0o644)
         for file_path in [*fresh.iterdir(), fresh]:
             _flush(file_path)
         if folder.exists():

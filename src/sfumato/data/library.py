@@ -61,7 +61,9 @@ def brain(data: Data) -> Splits:
     try:
         import nibabel
     except ImportError:
-        raise ValueError("brain: its scan comes with nibabel, which is missing; pip install 'sfumato[volumes]'") from None
+        raise ValueError(
+            "brain: its scan comes with nibabel, which is missing; pip install 'sfumato[volumes]'"
+        ) from None
 
     with resources.as_file(resources.files("nibabel") / "tests" / "data" / "example4d.nii.gz") as path:
         image: Any = nibabel.load(path)

@@ -78,8 +78,8 @@ class Run:
     """Rows of a step, over all processes together."""
     seed: int = 0
     """Everything random is a function of this and the step."""
-    precision: Literal["bfloat16", "float32"] = "bfloat16"
-    """Precision inside the network (autocast); weights, losses and EMA stay float32."""
+    precision: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Precision inside the network (autocast): bfloat16 where it is fast; weights, losses and EMA stay float32."""
     drop_label: float = 0.1
     """Share of rows trained without their label, for classifier-free guidance."""
     ema: tuple[float, ...] = (0.05, 0.10)

@@ -122,7 +122,7 @@ class Training:
             fused=True,
         )
         self.net = self.accelerator.prepare(net)
-        self.denoiser = network_denoiser(self.config, self.net, PRECISIONS[run.precision])
+        self.denoiser = network_denoiser(self.config, self.net, PRECISIONS[run.precision](self.accelerator.device))
         steps = self.denoiser.schedule.steps
         samplers.loop.grid_of(
             run.sampling.grid, self.denoiser.schedule, min(run.sampling.steps, steps or run.sampling.steps)
@@ -281,7 +281,7 @@ def held_out_loss(training: Training, batch: int = 256) -> float:
     held_out, run = training.splits.held_out, training.run
     n = min(len(held_out), HELD_OUT_ROWS)
     training.ema.copy_to(training.averaged, run.ema[0])
-    denoiser = network_denoiser(training.config, training.averaged, PRECISIONS[run.precision])
+    denoiser = network_denoiser(training.config, training.averaged, training.denoiser.autocast)
     total = 0.0
     for i, index in enumerate(np.array_split(np.arange(n), -(-n // batch))):
         x_0, cond = training.encode(held_out.take(index))
