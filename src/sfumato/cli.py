@@ -16,9 +16,8 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sfumato.model import Model
@@ -192,32 +191,6 @@ def _show(title: str, rows: Sequence[tuple[str, ...]], heads: Sequence[str] = ()
 # sample, evaluate, models, reproduce ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class SampleArguments:
-    n: Annotated[int, "alias -n"] = 64
-    """How many; row i is drawn from seed + i alone."""
-    sampler: str | None = None
-    """A row of SAMPLERS, with options (ddim:eta=0.5); by default the model's own."""
-    steps: int | None = None
-    """Steps of the sampler."""
-    grid: str | None = None
-    """Which times it visits, a row of GRIDS."""
-    seed: int = 0
-    """The same seed gives the same samples."""
-    label: str | None = None
-    """A class, by number or name; without it the classes come in turn."""
-    guidance: float | None = None
-    """Classifier-free guidance scale w; 1 is the plain conditional model."""
-    ema: float | None = None
-    """Another EMA length, a share of the training such as 0.05 (MODEL must be a run)."""
-    precision: str = "float32"
-    """float32, bfloat16, or auto (bfloat16 where it is fast), inside the network."""
-    batch: int = 256
-    """Rows of one call; it changes no picture."""
-    out: Path = Path("samples.png")
-    """FILE.png (a grid), FILE.npz, or a folder."""
-
-
 def _sampling_tables(usage: str) -> str:
     from sfumato import grids, samplers
     from sfumato.model import zoo
@@ -234,13 +207,15 @@ def _sampling_tables(usage: str) -> str:
 
 def sample(args: Sequence[str]) -> None:
     """sample a model into a PNG grid, a folder or an .npz"""
+    from sfumato.recipes.arguments import SampleArguments
+
     usage = (
         "sfumato sample MODEL [-n 64] [--sampler NAME] [--steps S] [--seed K] [--label L] [--guidance W] [--out FILE]"
     )
     if not args or args[0] in ("-h", "--help"):
         _parse(SampleArguments, "sample MODEL", _sampling_tables(usage), ["--help"])
     name, rest = _name_first(args, "a MODEL (a zoo name, a model folder or a run)", "sfumato sample MODEL")
-    given = _parse(SampleArguments, "sample MODEL", _sampling_tables(usage), ["--n" if a == "-n" else a for a in rest])
+    given = _parse(SampleArguments, "sample MODEL", _sampling_tables(usage), rest)
 
     from sfumato.model import load
     from sfumato.tasks import check_out, generate, write
@@ -263,26 +238,10 @@ def sample(args: Sequence[str]) -> None:
     print(f"{given.n} samples of {name} in {samples.seconds:.1f} s: {given.out}")
 
 
-@dataclass(frozen=True)
-class EvaluateArguments:
-    n: int = 1000
-    """Samples that are scored."""
-    sampler: str | None = None
-    """A row of SAMPLERS; by default the model's own."""
-    steps: int | None = None
-    """Steps of the sampler."""
-    guidance: float | None = None
-    """Classifier-free guidance scale w."""
-    seed: int = 0
-    """The first sample's seed."""
-    ema: float | None = None
-    """Another EMA length (MODEL must be a run)."""
-    out: Path | None = None
-    """Also write the scores to this JSON file."""
-
-
 def evaluate(args: Sequence[str]) -> None:
     """score a model on its own data: bits/dim, agreement, nearest neighbours, time"""
+    from sfumato.recipes.arguments import EvaluateArguments
+
     usage = "sfumato evaluate MODEL [-n 1000] [--sampler NAME] [--steps S] [--guidance W] [--out FILE.json]"
     if not args or args[0] in ("-h", "--help"):
         from sfumato.metrics import METRICS
@@ -291,7 +250,7 @@ def evaluate(args: Sequence[str]) -> None:
         tables = _sampling_tables(usage) + "\n" + _rows("metrics", about)
         _parse(EvaluateArguments, "evaluate MODEL", tables, ["--help"])
     name, rest = _name_first(args, "a MODEL (a zoo name, a model folder or a run)", "sfumato evaluate MODEL")
-    given = _parse(EvaluateArguments, "evaluate MODEL", usage, ["--n" if a == "-n" else a for a in rest])
+    given = _parse(EvaluateArguments, "evaluate MODEL", usage, rest)
 
     from sfumato import data
     from sfumato.checkpoints import native
@@ -338,22 +297,11 @@ def models(args: Sequence[str]) -> None:
     _show("models in the zoo", rows, ("name", "makes", "size", "measured", "data"))
 
 
-@dataclass(frozen=True)
-class ReproduceArguments:
-    quick: bool = False
-    """Fewer rows and steps: within 10 minutes on 2 cores; the page says so."""
-    model: str = "digits"
-    """The trained model looked at: a zoo name, a model folder or a run."""
-    out: Path | None = None
-    """The report's folder; by default reports/NAME."""
-    seed: int = 0
-    """The same seed gives the same numbers."""
-
-
 def reproduce(args: Sequence[str]) -> None:
     """rebuild a table or figure of the literature into reports/NAME"""
     from sfumato.experiments import EXPERIMENTS
     from sfumato.experiments import reproduce as compute
+    from sfumato.recipes.arguments import ReproduceArguments
 
     usage = "sfumato reproduce NAME [--quick] [--model MODEL] [--out DIR] [--seed K]\n\n" + _rows(
         "experiments", {name: row.summary for name, row in EXPERIMENTS.items()}

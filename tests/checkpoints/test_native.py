@@ -143,7 +143,7 @@ def test_the_digest_without_file_digest_is_the_same(tmp_path: Path) -> None:
 
 def test_fill_names_all_that_does_not_fit() -> None:
     net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
-    with pytest.raises(ValueError) as told:
+    with pytest.raises(ValueError, match="take the pair that was saved together") as told:
         native.fill(net, {"0.weight": torch.ones(3, 3), "0.bias": torch.ones(3), "z": torch.ones(1)}, "here")
     text = str(told.value)
     assert "\n" not in text

@@ -1,4 +1,7 @@
-"""What `sfumato train RECIPE` takes: the run's own fields, and where and how."""
+"""What the commands take, as typed dataclasses from which tyro derives the flags.
+
+Training takes the run's own fields; what is None is as the model says.
+"""
 
 from __future__ import annotations
 
@@ -44,3 +47,59 @@ def run_like(run: Run, config: ModelConfig) -> Run:
         time=config.time,  # type: ignore[arg-type]
         learned_variance=config.learned_variance,
     )
+
+
+@dataclass(frozen=True)
+class SampleArguments:
+    n: Annotated[int, tyro.conf.arg(aliases=("-n",))] = 64
+    """How many; row i is drawn from seed + i alone."""
+    sampler: str | None = None
+    """A row of SAMPLERS, with options (ddim:eta=0.5); by default the model's own."""
+    steps: int | None = None
+    """Steps of the sampler."""
+    grid: str | None = None
+    """Which times it visits, a row of GRIDS."""
+    seed: int = 0
+    """The same seed gives the same samples."""
+    label: str | None = None
+    """A class, by number or name; without it the classes come in turn."""
+    guidance: float | None = None
+    """Classifier-free guidance scale w; 1 is the plain conditional model."""
+    ema: float | None = None
+    """Another EMA length, a share of the training such as 0.05 (MODEL must be a run)."""
+    precision: str = "float32"
+    """float32, bfloat16, or auto (bfloat16 where it is fast), inside the network."""
+    batch: int = 256
+    """Rows of one call; it changes no picture."""
+    out: Path = Path("samples.png")
+    """FILE.png (a grid), FILE.npz, or a folder."""
+
+
+@dataclass(frozen=True)
+class EvaluateArguments:
+    n: Annotated[int, tyro.conf.arg(aliases=("-n",))] = 1000
+    """Samples that are scored."""
+    sampler: str | None = None
+    """A row of SAMPLERS; by default the model's own."""
+    steps: int | None = None
+    """Steps of the sampler."""
+    guidance: float | None = None
+    """Classifier-free guidance scale w."""
+    seed: int = 0
+    """The first sample's seed."""
+    ema: float | None = None
+    """Another EMA length (MODEL must be a run)."""
+    out: Path | None = None
+    """Also write the scores to this JSON file."""
+
+
+@dataclass(frozen=True)
+class ReproduceArguments:
+    quick: bool = False
+    """Fewer rows and steps: within 10 minutes on 2 cores; the page says so."""
+    model: str = "digits"
+    """The trained model looked at: a zoo name, a model folder or a run."""
+    out: Path | None = None
+    """The report's folder; by default reports/NAME."""
+    seed: int = 0
+    """The same seed gives the same numbers."""

@@ -15,14 +15,15 @@ import numpy as np
 from sfumato.model import Model
 from sfumato.tasks.generate import Samples
 
-READABLE = 48  # a picture in a grid has at least so many pixels a side
-WIDEST = 2400  # and the grid at most so many
+READABLE = 48  # a picture in a grid has at least so many pixels a side,
+FILMED = 32  # one in a film so many,
+WIDEST = 2400  # and the whole at most so many
 
 
-def tile(images: np.ndarray, columns: int) -> np.ndarray:
+def tile(images: np.ndarray, columns: int, readable: int = READABLE) -> np.ndarray:
     """uint8 (N, H, W, C) -> one picture (H', W', C), two pixels apart, enlarged by a whole factor."""
     n, h, w, c = images.shape
-    factor = max(1, min(-(-READABLE // min(h, w)), WIDEST // (columns * w)))
+    factor = max(1, min(-(-readable // min(h, w)), WIDEST // (columns * w)))
     images = images.repeat(factor, 1).repeat(factor, 2)
     h, w = h * factor + 2, w * factor + 2
     rows = -(-n // columns)
@@ -34,7 +35,7 @@ def tile(images: np.ndarray, columns: int) -> np.ndarray:
 
 
 def layout(samples: Samples) -> tuple[np.ndarray, int]:
-    """The order of the samples on a sheet, and its columns: a row a class if the classes come in turn, else a square."""
+    """The order of samples on a sheet and its columns: a row a class if the classes come in turn, else a square."""
     n, labels = len(samples.x), samples.labels
     if labels is not None and n > 1:
         classes = int(labels.max()) + 1
@@ -49,16 +50,16 @@ def _picture(array: np.ndarray) -> Any:
     return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
 
 
-def sheet(samples: Samples) -> np.ndarray:
+def sheet(samples: Samples, readable: int = READABLE) -> np.ndarray:
     """The samples as one picture, uint8 (H, W, C), whatever they are."""
     order, columns = layout(samples)
     if samples.kind == "picture":
-        return tile(samples.images()[order], columns)
+        return tile(samples.images()[order], columns, readable)
     if samples.kind == "volume":
         x = samples.x[:, :, samples.x.shape[2] // 2]
         low, high = x.min(), x.max()
         grey = np.rint(255 * (x - low) / max(float(high - low), 1e-9)).astype(np.uint8)
-        return tile(grey[order, :1].transpose(0, 2, 3, 1), columns)
+        return tile(grey[order, :1].transpose(0, 2, 3, 1), columns, readable)
     return _plot(samples)
 
 
@@ -124,7 +125,7 @@ def _write_folder(samples: Samples, out: Path) -> None:
     (out / "settings.json").write_text(json.dumps(samples.settings, indent=1) + "\n")
 
 
-def film(model: Model, out: Path, n: int = 100, seed: int = 0, frames: int = 40) -> None:
+def film(model: Model, out: Path, n: int = 100, seed: int = 0, frames: int = 24) -> None:
     """The reverse process of n samples as a GIF: x_t at each step, one picture every few steps, the last one held."""
     labels = model.labels(n)
     states = [x for _, x, _ in model.trajectory(range(n), labels, seed)]
@@ -134,7 +135,7 @@ def film(model: Model, out: Path, n: int = 100, seed: int = 0, frames: int = 40)
     for k in visited:
         x = model.codec.decode(states[k]).cpu().numpy()
         frame = Samples(x, None if labels is None else labels.numpy(), {}, 0.0, model.config.kind, levels)
-        pictures.append(_picture(sheet(frame)).convert("P"))
+        pictures.append(_picture(sheet(frame, FILMED)).quantize(32))
     durations = [80] * (len(pictures) - 1) + [2500]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
