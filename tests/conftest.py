@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # two workers on two cores, and what they start: one thread each; before torch
+
 import pytest
 import torch
 from hypothesis import settings

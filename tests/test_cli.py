@@ -153,7 +153,7 @@ def test_help_answers_at_once() -> None:
         ("train digits --optimiser.learning-rate 0", "learning_rate and clip must be above 0"),
         (
             "train digits --precision float16",
-            "invalid choice 'float16' for argument '--precision'. Expected one of ('bfloat16', 'float32')",
+            "invalid choice 'float16' for argument '--precision'. Expected one of",
         ),
         ("train digits --loss.kind simpel", "unknown loss 'simpel'; did you mean 'simple'?"),
         ("train digits --loss.weighting min-snr", "unknown weighting 'min-snr'; did you mean 'min_snr'?"),
@@ -261,6 +261,7 @@ def test_a_place_that_cannot_be_written_is_one_line(
     assert (tmp_path / "file").read_text() == "in the way"
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_the_command_goes_on_afterwards(
     capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -293,6 +294,7 @@ def test_an_error_of_the_system_is_one_line(capsys: Capture, monkeypatch: pytest
     assert "/some/where: Permission denied" in refused(capsys, "models")
 
 
+@pytest.mark.slow
 def test_the_real_command_answers_mistakes_with_status_two() -> None:
     done = command("sample", "nothing-like-it")
     assert done.returncode == 2

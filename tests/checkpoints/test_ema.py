@@ -127,6 +127,7 @@ def test_a_real_runs_tracked_lengths_come_back_to_half_precision(tmp_path: Path)
             torch.testing.assert_close(made[name], x, rtol=2e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_real_runs_other_length_is_near_that_of_a_run_that_tracked_it(tmp_path: Path) -> None:
     """0.08 made of snapshots of 0.05 and 0.10, beside the same training with 0.08 tracked."""
     training = train_tiny(tiny(ema=(0.08,), sample_every=1000), tmp_path)

@@ -54,6 +54,7 @@ def test_what_a_run_leaves_behind() -> None:
             opened.load()
 
 
+@pytest.mark.slow
 def test_finish_writes_pictures_scores_and_the_card(tmp_path: Path) -> None:
     shutil.copytree(trained(), tmp_path / "run")
     training = Training(tiny(), tmp_path / "run", say=silent)

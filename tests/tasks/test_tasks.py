@@ -14,7 +14,7 @@ from sfumato import data
 from sfumato.metrics import HistogramBits
 from sfumato.tasks import Samples, check_out, evaluate, film, generate, write
 from sfumato.tasks.evaluate import table
-from sfumato.tasks.pictures import layout, sheet, tile
+from sfumato.tasks.pictures import FILMED, layout, sheet, tile
 
 from ..tiny import random_model, trained
 
@@ -105,11 +105,12 @@ def test_a_film_has_its_frames_and_ends_at_the_samples(tmp_path: Path) -> None:
         picture.seek(4)
         assert picture.info["duration"] == 2500
         last = np.asarray(picture.convert("L")).astype(int)
-    expected = sheet(generate(model, 20, seed=3))[..., 0].astype(int)
+    expected = sheet(generate(model, 20, seed=3), FILMED)[..., 0].astype(int)
     assert last.shape == expected.shape
-    assert np.abs(last - expected).max() <= 2
+    assert np.abs(last - expected).max() <= 8  # of 32 greys
 
 
+@pytest.mark.slow
 def test_scores_are_what_they_say() -> None:
     model, splits = sfumato.load(trained()), data.load(data.Data("digits"))
     said: list[str] = []

@@ -154,6 +154,7 @@ def test_held_out_loss_does_not_touch_the_training(tmp_path: Path) -> None:
     assert torch.equal(weights(plain), weights(watched))
 
 
+@pytest.mark.slow
 def test_vectors_of_an_npy_train_and_come_back_in_their_own_units(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     x = (np.array([1000.0, -0.5]) + np.array([50.0, 0.01]) * rng.standard_normal((300, 2))).astype(np.float32)
