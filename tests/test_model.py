@@ -63,6 +63,7 @@ def test_rows_in_another_order_are_the_same_rows(model: Model) -> None:
     assert float((walk(seeds, labels)[order] - walk(seeds[order], labels[order])).abs().max()) < 1e-4
 
 
+@pytest.mark.slow
 def test_the_batch_of_sample_and_generate_changes_no_picture(model: Model) -> None:
     whole = model.sample(64, seed=3, **STOCHASTIC)
     assert whole.dtype == torch.uint8
@@ -153,6 +154,7 @@ def test_a_folder_gives_the_same_model_back(model: Model, tmp_path: Path) -> Non
         torch.testing.assert_close(x, model.net.state_dict()[name], rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_bfloat16_inside_the_network_changes_little() -> None:
     run = trained()
     exact, rough = sfumato.load(run), sfumato.load(run, precision="bfloat16")

@@ -116,6 +116,7 @@ def test_other_lengths_of_a_random_walk_are_near_those_tracked(length: float) ->
     assert np.abs(shares).sum() < 30  # half precision must not be blown up
 
 
+@pytest.mark.slow
 def test_a_real_runs_tracked_lengths_come_back_to_half_precision(tmp_path: Path) -> None:
     run = tiny(steps=48)
     training = Training(run, trained(), say=silent)

@@ -10,7 +10,7 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 
 from sfumato.data import Data, Rows, load
-from sfumato.data.library import SLAB, STRIP, patches, profiles, spread
+from sfumato.data.library import SLAB, patches, pieces, spread
 
 
 def whole(rows: Rows) -> np.ndarray:
@@ -20,47 +20,44 @@ def whole(rows: Rows) -> np.ndarray:
     return x.numpy()
 
 
-def elevation() -> np.ndarray:
+def recording() -> np.ndarray:
     from matplotlib import cbook
 
-    with np.load(cbook.get_sample_data("jacksboro_fault_dem.npz", asfileobj=False)) as arrays:
-        return arrays["elevation"]
+    return np.fromfile(cbook.get_sample_data("membrane.dat", asfileobj=False), dtype="<f4")
 
 
-def rows_of(windows: np.ndarray) -> set[bytes]:
-    return {row.tobytes() for row in windows.astype(np.float32).reshape(len(windows), -1)}
+def windows(first: int, after: int) -> set[bytes]:
+    """Every 64 neighbouring samples of recording()[first:after]."""
+    return {window.tobytes() for window in sliding_window_view(recording()[first:after], 64)}
 
 
-def test_terrain() -> None:
-    splits = load(Data("terrain"))
+def test_neuron() -> None:
+    splits = load(Data("neuron"))
     assert (splits.info.shape, splits.info.kind, splits.info.levels) == ((1, 64), "signal", None)
-    assert (len(splits.train), len(splits.held_out)) == (36_948, 7_329)
+    assert (len(splits.train), len(splits.held_out)) == (7_747, 1_874)
     assert "matplotlib" in splits.info.source
-    assert "rows 136-207 of the map's 344" in splits.info.rule
-    assert 236 <= whole(splits.train).min() < whole(splits.train).max() <= 1076  # metres
+    assert "samples 4000-4999 and 9000-9999" in splits.info.rule
+    assert rows_of(splits.held_out) == windows(4000, 5000) | windows(9000, 10_000)
+    assert rows_of(splits.train) == windows(1000, 3984) | windows(5016, 8984) | windows(10_016, 11_000)
 
 
-def test_no_training_profile_touches_the_strip() -> None:
-    """Every window of the whole map that meets a held-out row, and 4 rows around, is missing in the training part."""
-    splits, strip = load(Data("terrain")), slice(STRIP.start - 4, STRIP.stop + 4)
-    around = elevation()[STRIP.start - 4 - 63 : STRIP.stop + 4 + 63]
-    down = sliding_window_view(around, 64, axis=0)  # each of these meets the strip
-    along = sliding_window_view(elevation()[strip], 64, axis=1)
-    train = rows_of(whole(splits.train))
-    assert not train & rows_of(np.concatenate([down.reshape(-1, 64), along.reshape(-1, 64)]))
-    assert rows_of(whole(splits.held_out)) <= rows_of(
-        np.concatenate(
-            [window.reshape(-1, 64) for window in (sliding_window_view(elevation()[STRIP], 64, axis=a) for a in (0, 1))]
-        )
-    )
+def rows_of(part: Rows) -> set[bytes]:
+    return {row.tobytes() for row in whole(part)}
 
 
-def test_profiles_are_windows_of_the_map() -> None:
-    ramp = np.arange(70 * 68, dtype=np.float32).reshape(70, 68)
-    cut = profiles(ramp)
-    assert cut.shape == (70 * 2 + 68 * 2, 1, 64)
-    assert np.array_equal(cut[1, 0], ramp[0, 4:68])
-    assert np.array_equal(cut[-1, 0], ramp[4:68, 67])
+def test_no_training_piece_touches_what_is_held_out() -> None:
+    """A window that meets a held-out sample, or one of the 16 on either side, is no training row."""
+    train = rows_of(load(Data("neuron")).train)
+    for first, after in ((4000, 5000), (9000, 10_000)):
+        assert not train & windows(first - 16 - 63, after + 16 + 63)
+
+
+def test_pieces_by_hand() -> None:
+    allowed = np.ones(140, bool)
+    allowed[70] = False
+    cut = pieces(np.arange(140.0), allowed)
+    assert np.array_equal(cut[:, 0, 0], [*range(7), *range(71, 77)])
+    assert np.array_equal(cut[1, 0], np.arange(1, 65))
 
 
 def test_brain() -> None:
@@ -127,11 +124,11 @@ def test_spread_keeps_every_row_once(n: int) -> None:
 
 def test_the_first_rows_are_like_the_rest() -> None:
     """Scores and codecs look at the first rows: their mean is that of all to a tenth of a standard deviation."""
-    for part in (load(Data("terrain")).train, load(Data("terrain")).held_out):
+    for part in (load(Data("neuron")).train, load(Data("neuron")).held_out):
         x = whole(part)
         assert abs(x[:1000].mean() - x.mean()) < 0.1 * x.std()
 
 
 def test_pictures_edits_are_refused() -> None:
     with pytest.raises(ValueError, match="came for signals, allowed are pictures"):
-        load(Data("terrain", flip=True))
+        load(Data("neuron", flip=True))

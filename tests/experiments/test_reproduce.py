@@ -73,6 +73,7 @@ def test_it_writes_picture_table_and_page(name: str, tmp_path: Path, saved: Call
     assert left - {"README.md", f"{name}.png", f"{name}.csv", f"{name}.gif", "training-2"} == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WITH_MODEL)
 def test_weights_change_the_numbers(name: str, tmp_path: Path, saved: Callable[[int], str]) -> None:
     def numbers(seed: int) -> str:

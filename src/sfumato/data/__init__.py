@@ -24,7 +24,7 @@ DATASETS: dict[str, Callable[[Data], Splits]] = {
     "fashion": named.fashion,
     "cifar10": named.cifar10,
     "emoji": named.emoji,
-    "terrain": library.terrain,
+    "neuron": library.neuron,
     "brain": library.brain,
     "breast_cancer": library.breast_cancer,
     "folder": folder.folder,

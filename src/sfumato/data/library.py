@@ -1,8 +1,9 @@
 """Real signals, volumes and vectors that come inside libraries: nothing is fetched.
 
-Profiles and patches are windows cut from one map or one scan, and windows that overlap share their values.  So what
-is held out is a block of the map or scan itself, with a gap around it: no held-out value, nor a close neighbour of
-one, is ever trained on.  Rows come spread over the place they were cut from, so that the first few are like the rest.
+Pieces and patches are windows cut from one recording or one scan, and windows that overlap share their values.  So
+what is held out is a block of the recording or scan itself, with a gap around it: no held-out value, nor a close
+neighbour of one, is ever trained on.  Rows come spread over what they were cut from, so that the first few are like
+the rest.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from numpy.lib.stride_tricks import sliding_window_view
 from sfumato.data.arrays import from_arrays
 from sfumato.data.source import Data, Splits
 
-PROFILE = 64  # samples of a profile
-PROFILE_STRIDE = 4  # between the beginnings of neighbouring profiles
-STRIP = slice(136, 208)  # rows of the map that are held out
-STRIP_GAP = 4  # rows on either side of them that are left out
+WINDOW = 64  # samples of a piece of the recording
+FIRING = (1000, 11000)  # samples in which the neuron is driven; it rests before and after
+BLOCK = 1000  # of every five blocks of so many samples the last is held out
+BLOCK_GAP = 16  # samples on either side of it that are left out
 
 PATCH = 8  # voxels a side
 PATCH_STRIDE = 2
@@ -30,30 +31,25 @@ SLAB_GAP = 2
 SPREAD = 37  # prime, so in step with no stride
 
 
-def terrain(data: Data) -> Splits:
-    """Elevation profiles of 64 samples, in metres, from a real map of hills and plains; embedded in matplotlib."""
+def neuron(data: Data) -> Splits:
+    """Pieces of 64 samples of a real neuron's membrane potential while it fires; embedded in matplotlib."""
     from matplotlib import cbook
 
-    path = cbook.get_sample_data("jacksboro_fault_dem.npz", asfileobj=False)
-    with np.load(path, allow_pickle=False) as arrays:
-        elevation = arrays["elevation"].astype(np.float32)
-    train = (elevation[: STRIP.start - STRIP_GAP], elevation[STRIP.stop + STRIP_GAP :])
-    source = (
-        "elevations around the Jacksboro fault, Tennessee, on a grid of 3 arc seconds: sample data of matplotlib "
-        "(jacksboro_fault_dem.npz), given under matplotlib's licence"
-    )
-    rule = (
-        f"windows inside rows {STRIP.start}-{STRIP.stop - 1} of the map's {len(elevation)}; training windows keep "
-        f"{STRIP_GAP} rows away from them"
-    )
-    return _own_parts(data, [profiles(part) for part in train], [profiles(elevation[STRIP])], source, rule)
+    potential = np.fromfile(cbook.get_sample_data("membrane.dat", asfileobj=False), dtype="<f4")
+    where = np.arange(len(potential))
+    firing = (where >= FIRING[0]) & (where < FIRING[1])
+    held_out = where // BLOCK % 5 == 4
+    near = np.convolve(held_out, np.ones(2 * BLOCK_GAP + 1), "same") > 0.5
+    source = "membrane potential of a firing neuron: sample data of matplotlib (membrane.dat), under its licence"
+    rule = f"windows inside samples 4000-4999 and 9000-9999; training windows keep {BLOCK_GAP} samples away from them"
+    parts = [pieces(potential, firing & part) for part in (~near, held_out)]
+    return _own_parts(data, parts[0], parts[1], source, rule)
 
 
-def profiles(elevation: np.ndarray) -> np.ndarray:
-    """Windows along the rows and columns of a map (H, W): (N, 1, PROFILE)."""
-    along_rows = sliding_window_view(elevation, PROFILE, axis=1)[:, ::PROFILE_STRIDE]
-    along_columns = sliding_window_view(elevation, PROFILE, axis=0)[::PROFILE_STRIDE]
-    return np.concatenate([windows.reshape(-1, 1, PROFILE) for windows in (along_rows, along_columns)])
+def pieces(signal: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+    """The windows of a signal (L,) that lie in samples which are all `allowed` (L,): (N, 1, WINDOW)."""
+    whole = sliding_window_view(allowed, WINDOW).all(axis=1)
+    return sliding_window_view(signal, WINDOW)[whole, None]
 
 
 def brain(data: Data) -> Splits:
@@ -74,7 +70,7 @@ def brain(data: Data) -> Splits:
         f"patches inside sagittal planes {SLAB.start}-{SLAB.stop - 1} of the scan's {scan.shape[3]}; training patches "
         f"keep {SLAB_GAP} planes away from them"
     )
-    return _own_parts(data, [patches(part) for part in train], [patches(scan[..., SLAB])], source, rule)
+    return _own_parts(data, np.concatenate([patches(part) for part in train]), patches(scan[..., SLAB]), source, rule)
 
 
 def patches(scan: np.ndarray) -> np.ndarray:
@@ -97,8 +93,8 @@ def breast_cancer(data: Data) -> Splits:
     return from_arrays(data, arrays, where="breast_cancer", source=source, order="scikit-learn's order")
 
 
-def _own_parts(data: Data, train: list[np.ndarray], held_out: list[np.ndarray], source: str, rule: str) -> Splits:
-    arrays = {"train_images": spread(np.concatenate(train)), "test_images": spread(np.concatenate(held_out))}
+def _own_parts(data: Data, train: np.ndarray, held_out: np.ndarray, source: str, rule: str) -> Splits:
+    arrays = {"train_images": spread(train), "test_images": spread(held_out)}
     splits = from_arrays(data, arrays, where=data.name, source=source)
     return replace(splits, info=replace(splits.info, rule=rule))
 

@@ -26,9 +26,9 @@ def _run(data: Data, network: UNetConfig | MLPConfig, optimiser: Optimiser, step
 
 
 def signal() -> Run:
-    """1-D: profiles of hills and plains, 64 samples; a minute on 2 cores."""
+    """1-D: pieces of a firing neuron's membrane potential, 64 samples; a minute on 2 cores."""
     network = UNetConfig(channels=32, multipliers=(1, 2, 2), blocks=1, groups=8)
-    return _run(Data("terrain"), network, Optimiser(learning_rate=2e-3, warmup=100), steps=2000, batch=128)
+    return _run(Data("neuron"), network, Optimiser(learning_rate=2e-3, warmup=100), steps=900, batch=64)
 
 
 def volume() -> Run:
