@@ -36,7 +36,7 @@ def test_the_same_seed_gives_the_same_digit(digits: Model) -> None:
 
 @pytest.mark.slow
 def test_digits_keep_the_demos_promises(digits: Model) -> None:
-    """Agreement >= 97 % on 1,000 samples by a judge of >= 98 %; bits below a histogram's; no nearer than held-out rows."""
+    """Agreement >= 97 % on 1,000 samples, judge >= 98 %; bits below a histogram's; no nearer than held-out rows."""
     about = {key: value for key, value in digits.config.data.items() if key not in ("source", "rule")}
     scores = evaluate(digits, data.load(data.Data(**about)), 1000)
     assert scores["agreement"]["judge_held_out_accuracy"] >= 0.98

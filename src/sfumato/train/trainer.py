@@ -16,6 +16,7 @@ was killed goes on to the same bits.  Several processes through accelerate: each
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import math
@@ -249,7 +250,7 @@ def _one_step(training: Training, rows: dict[str, Any], k: int) -> tuple[float, 
         torch.manual_seed(int(seed[accelerator.process_index]))
         for i, chunk in enumerate(parts):
             here = {name: c[chunk] for name, c in cond.items()}
-            with accelerator.no_sync(training.net) if i < len(parts) - 1 else accelerator.autocast():
+            with accelerator.no_sync(training.net) if i < len(parts) - 1 else contextlib.nullcontext():
                 values = row_losses(training, training.denoiser, x_0[chunk], t[chunk], eps[chunk], here)
                 accelerator.backward((weight[chunk].to(values) * values).mean() * (len(chunk) / len(x_0)))
             found.append(values.detach())
