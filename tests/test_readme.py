@@ -1,7 +1,7 @@
 """The code blocks of README.md and of the pages in docs/ run as written.
 
-Shell blocks run in a fresh folder with a HOME that holds `my-pictures`; a full training is cut to two steps by flags
-appended to its line, and `make` is what CI itself runs.  Python blocks run in order, in one process.
+Shell blocks run in a fresh folder with a HOME that holds `my-pictures`; a full training or evaluation is cut short by
+flags appended to its line, and `make` is what CI itself runs.  Python blocks run in order, in one process.
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ def run(command: list[str], home: Path) -> str:
 
 
 def shortened(line: str) -> str:
+    if line.startswith("sfumato evaluate"):
+        return line + " -n 20"
     return line + SHORT if line.startswith("sfumato train") and "--dry-run" not in line else line
 
 
