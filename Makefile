@@ -2,6 +2,7 @@
 # make test        the whole test suite          (ARGS="-k noise -n 2" reaches pytest)
 # make test-fast   the tests that take less than two seconds each
 # make check       format, lint, types, floors
+# make bench       seconds that a user waits: import, help, first sample
 # make format      let ruff mend what it can
 # make clean       remove .venv, build products and caches; runs/ and reports/ stay
 
@@ -12,7 +13,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints-dev.txt
 
-.PHONY: demo test test-fast check format clean
+.PHONY: demo test test-fast check bench format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/sfumato train digits --out $(RUN)
@@ -28,6 +29,9 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/startup.py
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format

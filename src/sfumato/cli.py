@@ -272,9 +272,9 @@ def evaluate(args: Sequence[str]) -> None:
         guidance=given.guidance,
         say=lambda text: print(f"measuring {text} ..."),
     )
+    _show(f"{name}", table(scores))
     if given.out:
         native.write_json(given.out, scores)
-    _show(f"{name}", table(scores))
 
 
 def models(args: Sequence[str]) -> None:

@@ -67,6 +67,8 @@ def sigmoid(schedule: Schedule, t: Tensor, bias: float = 0.0) -> Tensor:
 
 def bound(schedule: Schedule, t: Tensor, variance: str = "small") -> Tensor:
     """lambda_t = c_0^2/(2 variance) for a fixed variance, "small" or "large"."""
+    if variance not in ("small", "large"):
+        raise ValueError(f"weighting bound takes a fixed variance, small or large; got {variance!r}")
     s = previous(schedule, t)
     _, c_0, _ = gaussian.posterior_coefficients(schedule, t, s)
     nothing = Prediction(t, t)

@@ -173,6 +173,8 @@ class Model:
             label = names.index(label) if label in names else int(label)
         labels = [label] * n if isinstance(label, int) else [int(one) for one in label]
         if len(labels) != n or min(labels) < 0 or max(labels) >= classes:
+            if isinstance(label, int):
+                raise ValueError(f"label {label} is none of the classes 0..{classes - 1}")
             came = f"{len(labels)} from {min(labels)} to {max(labels)}" if labels else "none"
             raise ValueError(f"labels must be {n} numbers in 0..{classes - 1}; got {came}")
         return torch.tensor(labels)
@@ -272,7 +274,7 @@ def load(name: str | Path, *, ema: float | None = None, precision: str = "float3
     if ema is not None:
         tensors = averages.reconstruct(folder.parent / "ema", ema)
     try:
-        net = build_network(config)
+        net = build_network(config).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         model = Model(config, net, card, precision)
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(

@@ -67,4 +67,6 @@ def call_with(kind: str, text: str, table: Mapping[str, Callable[..., Any]]) -> 
             raise unknown(f"option of {kind} {name}", option, allowed)
         if isinstance(allowed[option], int | float) and not isinstance(given, int | float):
             raise ValueError(f"option {option} of {kind} {name} is a number, as {allowed[option]!r} is; got {given!r}")
+        if isinstance(allowed[option], str) and not isinstance(given, str):
+            raise ValueError(f"option {option} of {kind} {name} is a word, as {allowed[option]!r} is; got {given!r}")
     return partial(function, **options)

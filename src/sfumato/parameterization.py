@@ -52,14 +52,8 @@ SIGMA_DATA = 0.5  # EDM's standard deviation of the data, for pictures in [-1, 1
 Row = tuple[Tensor, Tensor]
 
 
-def _eps(schedule: Schedule, t: Tensor) -> Row:
-    alpha = schedule.alpha(t)
-    return torch.zeros_like(alpha), torch.ones_like(alpha)
-
-
-def _x0(schedule: Schedule, t: Tensor) -> Row:
-    alpha = schedule.alpha(t)
-    return torch.ones_like(alpha), torch.zeros_like(alpha)
+def _constant(a: float, b: float) -> Callable[[Schedule, Tensor], Row]:
+    return lambda schedule, t: (torch.full_like(schedule.sigma(t), a), torch.full_like(schedule.sigma(t), b))
 
 
 def _score(schedule: Schedule, t: Tensor) -> Row:
@@ -88,8 +82,8 @@ def _edm(schedule: Schedule, t: Tensor) -> Row:
 
 
 TARGETS: dict[str, Callable[[Schedule, Tensor], Row]] = {
-    "eps": _eps,
-    "x0": _x0,
+    "eps": _constant(0, 1),
+    "x0": _constant(1, 0),
     "score": _score,
     "v": _v,
     "flow": _flow,

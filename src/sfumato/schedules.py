@@ -61,6 +61,11 @@ class Schedule(abc.ABC):
     steps: int | None = None
     prior_std: float = 1.0
 
+    def __post_init__(self) -> None:
+        for option, given in asdict(self).items():  # type: ignore[call-overload]
+            if not isinstance(given, int | float) or not 0 < given < math.inf:
+                raise ValueError(f"option {option} of schedule {self.name} is a number above 0; got {given!r}")
+
     @property
     def spec(self) -> dict[str, Any]:
         return {"name": self.name, **asdict(self)}  # type: ignore[call-overload]

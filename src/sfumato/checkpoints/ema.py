@@ -63,7 +63,9 @@ def reconstruct(folder: Path, sigma_rel: float) -> dict[str, Tensor]:
     """The weights averaged over `sigma_rel` of the training, from the snapshots a run kept in `folder`."""
     found = sorted(folder.glob("step-*")) if folder.is_dir() else []
     if not found:
-        raise ValueError(f"{folder} holds no snapshots, so no other EMA length can be made; give the run's own folder")
+        raise ValueError(
+            f"there are no snapshots in {folder}: another EMA length needs a run's folder, not a model alone"
+        )
     documents = [native.read_json(path / "state.json") for path in found]
     snapshots = [(d["step"], length) for d in documents for length in d["lengths"]]
     shares, _ = solve(snapshots, max(at for at, _ in snapshots), sigma_rel)

@@ -38,6 +38,8 @@ def write_folder(
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _check_room(folder.parent, sum(x.numel() * x.element_size() for x in tensors.values()))
+        if old.exists() and not folder.exists():  # a writer was killed between its two renames
+            old.rename(folder)
         for leftover in (fresh, old):
             shutil.rmtree(leftover, ignore_errors=True)
         fresh.mkdir()

@@ -58,6 +58,8 @@ def fit(run: Run, out: Path, init: Model | None, command: str, say: Say, report:
                 images_per_second=rate,
             )
             loss_sum, counted = 0.0, 0
+        if step.number % run.save_every == 0 or last:
+            training.save()  # before all that may fail: what was trained is not lost
         if step.number % run.evaluate_every == 0 or last:
             _evaluate(training, log, command)
         if training.is_main and (step.number % run.sample_every == 0 or last):
@@ -65,8 +67,6 @@ def fit(run: Run, out: Path, init: Model | None, command: str, say: Say, report:
             write(shown, out / "samples" / f"step-{step.number:08d}.png")
         if any(step.number == snapshot for snapshot in snapshots(run)):
             training.snapshot()
-        if step.number % run.save_every == 0 or last:
-            training.save()
     if log:
         log.close()
     if training.is_main:

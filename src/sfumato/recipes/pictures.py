@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sfumato.data import Data
 from sfumato.model import Sampling
 from sfumato.nn import UNetConfig
@@ -45,5 +47,5 @@ def emoji() -> Run:
 
 def pictures() -> Run:
     """A folder of pictures, resized and cropped to 32x32; sub-folders are classes."""
-    network = UNetConfig(channels=64, multipliers=(1, 2, 2), blocks=1, attention=(2,), dropout=0.1)
-    return _run(Data("folder", path=".", size=32), network, 20_000)
+    network = UNetConfig(channels=32, multipliers=(1, 2, 2), blocks=1, attention=(2,), groups=8, dropout=0.1)
+    return replace(_run(Data("folder", size=32), network, 20_000), batch=32)

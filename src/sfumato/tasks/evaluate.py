@@ -118,6 +118,8 @@ def _nearest(x: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> dict[str
     return {
         "median": float(np.median(samples)),
         "held_out_median": float(np.median(real)),
+        "nearest_twentieth": float(np.quantile(samples, 0.05)),
+        "held_out_nearest_twentieth": float(np.quantile(real, 0.05)),
         "least": float(samples.min()),
         "held_out_least": float(real.min()),
     }

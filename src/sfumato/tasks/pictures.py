@@ -7,6 +7,7 @@ so that a person can read them.  Signals are drawn as curves, vectors as points,
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,9 @@ def check_out(out: Path, kind: str) -> None:
         raise ValueError(f"a folder holds pictures, and these samples are {kind}s; write FILE.npz or FILE.png")
     if out.suffix and out.is_dir():
         raise ValueError(f"{out} is a folder; choose another --out")
+    there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not os.access(there, os.W_OK) or (there != out and not there.is_dir()):
+        raise ValueError(f"cannot write {out}: {there} is no folder that may be written; choose another --out")
 
 
 def write(samples: Samples, out: Path) -> None:

@@ -65,7 +65,7 @@ class Run:
     target: str = "v"
     """What the network predicts, a row of TARGETS: eps, x0, v, score, flow, edm."""
     time: Literal["index", "unit", "logsnr"] = "index"
-    """What the network is told of t."""
+    """What the network is told of t; with unit (t itself) set --network.time-scale 1000."""
     learned_variance: bool = False
     """The network also predicts the reverse variance (for loss hybrid or vlb)."""
     loss: Loss = Loss()
@@ -111,6 +111,12 @@ class Run:
             )
         if not 0 <= self.drop_label < 1:
             raise ValueError(f"drop_label is a share in [0, 1); got {self.drop_label}")
+        learns = self.loss.kind in ("hybrid", "vlb")
+        if self.learned_variance != learns and (self.learned_variance or self.loss.kind == "hybrid"):
+            raise ValueError(
+                f"loss.kind {self.loss.kind!r} with learned_variance {self.learned_variance}: the bound alone teaches "
+                "the variance; take --learned-variance with --loss.kind hybrid or vlb, or neither"
+            )
         if not self.ema:
             raise ValueError("ema must name at least one length, such as 0.05")
 

@@ -36,6 +36,7 @@ from sfumato.denoiser import Denoiser
 from sfumato.model import PRECISIONS, Model, ModelConfig, build_network, network_denoiser
 from sfumato.noise import DROP, EPS, NETWORK, TIMES, philox
 from sfumato.options import call_with, unknown
+from sfumato.samplers.loop import grid_of
 from sfumato.train import state
 from sfumato.train.ema import EMA
 from sfumato.train.run import Run, fit_codec, model_config
@@ -97,7 +98,7 @@ class Training:
         samplers.named(run.sampling.sampler, samplers.SAMPLERS)
         for length in run.ema:
             averages.gamma(length)
-        self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
+        self.accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
         world = self.accelerator.num_processes
         if run.batch % (world * run.optimiser.accumulate):
             raise ValueError(
@@ -135,6 +136,19 @@ class Training:
             self._resume()
             if self.is_main:
                 state.drop_snapshots(self.out, self.step)
+        self._check_sampling()
+
+    def _check_sampling(self) -> None:
+        """Sample once in two steps, so that an impossible sampler is a mistake now and not at the first grid."""
+        most = self.denoiser.schedule.steps or self.run.sampling.steps
+        grid_of(self.run.sampling.grid, self.denoiser.schedule, min(self.run.sampling.steps, most))
+        self.model().sample(1, steps=min(2, most))
+
+    @property
+    def trained_on(self) -> dict[str, Any]:
+        """What a resumed training must find again: the codec, the classes and the number of rows."""
+        about = {"codec": self.codec.spec, "label_names": self.splits.info.label_names, "rows": self.splits.train.count}
+        return dict(json.loads(json.dumps(about)))
 
     @property
     def is_main(self) -> bool:
@@ -163,7 +177,8 @@ class Training:
         tensors |= {f"adam/{key}/{name}": m[key] for name, m in zip(names, moments, strict=True) for key in m}
         if self.history is not None:
             tensors["history"] = self.history
-        state.save(self.out, self.step, tensors, {"seconds": self.seconds, "best": self.best})
+        document = {"seconds": self.seconds, "best": self.best, "trained_on": self.trained_on}
+        state.save(self.out, self.step, tensors, document)
 
     def snapshot(self) -> None:
         """Keep the averages, so that other lengths can be made afterwards."""
@@ -175,6 +190,12 @@ class Training:
         if found is None:
             return
         tensors, document = found
+        then = document.get("trained_on")
+        if then != self.trained_on:
+            raise ValueError(
+                f"{self.out} was trained on other data or from another --init ({then} then, {self.trained_on} now); "
+                "give the same to go on, or another --out to start anew"
+            )
         native.fill(self.bare, _under("net/", tensors), str(self.out))
         self.ema.restore(_under("ema/", tensors))
         for name, p in self.bare.named_parameters():
