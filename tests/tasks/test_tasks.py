@@ -92,7 +92,7 @@ def test_what_cannot_be_written_is_said_before(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"b\.png is a folder"):
         check_out(tmp_path / "b.png", "picture")
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"cannot write .*file/a\.png: File exists; choose another --out"):
+    with pytest.raises(ValueError, match=r"cannot write .*file/a\.png: .*; choose another --out"):
         write(samples(np.zeros((1, 1, 8, 8), np.uint8)), tmp_path / "file" / "a.png")
 
 
