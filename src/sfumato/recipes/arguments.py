@@ -52,7 +52,7 @@ def run_like(run: Run, config: ModelConfig) -> Run:
 @dataclass(frozen=True)
 class SampleArguments:
     n: Annotated[int, tyro.conf.arg(aliases=("-n",))] = 64
-    """How many; row i is drawn from seed + i alone."""
+    """How many; row i is drawn from seed + i and its label alone."""
     sampler: str | None = None
     """A row of SAMPLERS, with options (ddim:eta=0.5); by default the model's own."""
     steps: int | None = None
@@ -72,7 +72,7 @@ class SampleArguments:
     batch: int = 256
     """Rows of one call; it changes no picture."""
     out: Path = Path("samples.png")
-    """FILE.png (a grid), FILE.npz, or a folder."""
+    """FILE.png (a grid), FILE.npz (images N,H,W,C; labels; settings), or a folder; what is there is replaced."""
 
 
 @dataclass(frozen=True)
