@@ -40,7 +40,8 @@ SEE = """\
 From top to bottom t grows.  At t = 0 both pictures shine through each other; at small t that ghost is cleaned a little;
 in the middle the mixtures are pictures in their own right that change from one end to the other; at t = 1 nothing of
 either is left: a new sample, which with the same noise is the same for every lambda.  With two noises the mixtures
-near lambda = 1/2 begin with less noise than the model expects.  Mixtures that look like data lie nearer to a training row than mixtures of pixels do.
+near lambda = 1/2 begin with less noise than the model expects.  Mixtures that look like data lie nearer to a training
+row than mixtures of pixels do.
 """
 
 
