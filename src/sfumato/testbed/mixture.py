@@ -159,7 +159,7 @@ class MixtureDenoiser(Denoiser):
         moments = self.mixture._moments(x_t.double().flatten(1), self.schedule.alpha(t), self.schedule.sigma(t))
         r, mean, eps, spread = moments
         x0 = torch.einsum("bk,bki->bi", r, mean)
-        within = torch.einsum("bk,kij,bkj->bi", r, self.mixture.axes.square(), spread)
+        within = torch.einsum("kij,bkj->bi", self.mixture.axes.square(), r[..., None] * spread)
         between = torch.einsum("bk,bki->bi", r, (mean - x0[:, None]).square())
         noise = torch.einsum("bk,bki->bi", r, eps)
         return Prediction(
