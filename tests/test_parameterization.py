@@ -76,7 +76,9 @@ def test_refused_pairs_are_singular_and_say_the_way_out(name: str, target: str) 
 
 
 def test_what_is_refused() -> None:
-    assert set(REFUSED) == {(n, t) for n in ("rectified", "cosine_continuous") for t in ("eps", "score")}
+    assert set(REFUSED) == {
+        (n, t) for n in ("rectified", "cosine_continuous", "zero_terminal") for t in ("eps", "score")
+    }
     with pytest.raises(ValueError, match="unknown target 'epsilon'"):
         par.check("epsilon", EVERY["linear"])
 

@@ -220,7 +220,7 @@ def test_spec_round_trip(schedule: Schedule) -> None:
 def test_spec_keeps_every_option(name: str) -> None:
     """Each option is changed, and comes back."""
     defaults = {p.name: p.default for p in inspect.signature(SCHEDULES[name]).parameters.values()}
-    changed = {k: v // 2 if isinstance(v, int) else v * 0.9 for k, v in defaults.items()}
+    changed = {k: v // 2 if isinstance(v, int) else "cosine" if v == "linear" else v * 0.9 for k, v in defaults.items()}
     schedule = SCHEDULES[name](**changed)
     assert schedule.spec == {"name": name, **changed}
     assert from_spec(schedule.spec).spec == schedule.spec

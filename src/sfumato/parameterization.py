@@ -90,10 +90,15 @@ TARGETS: dict[str, Callable[[Schedule, Tensor], Row]] = {
     "edm": _edm,
 }
 
+
+def ends_in_noise(schedule: Schedule) -> bool:
+    return bool((schedule.alpha(torch.ones(1)) == 0).any())
+
+
 # (target, schedules with this property) -> why it is refused and what to do instead
 REFUSED: dict[str, tuple[Callable[[Schedule], bool], str]] = {
-    "eps": (lambda s: float(s.alpha(torch.ones(1))) == 0, "alpha(1) = 0, so eps says nothing of x_0 at t = 1"),
-    "score": (lambda s: float(s.alpha(torch.ones(1))) == 0, "alpha(1) = 0, so the score says nothing of x_0 at t = 1"),
+    "eps": (ends_in_noise, "alpha(1) = 0, so eps says nothing of x_0 at t = 1"),
+    "score": (ends_in_noise, "alpha(1) = 0, so the score says nothing of x_0 at t = 1"),
 }
 
 

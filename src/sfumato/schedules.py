@@ -15,8 +15,8 @@ A T-step model (DDPM) lives on the grid t = i/T, i = 1..T, and is given by its b
     sigmoid     beta_i = sigmoid(linspace(-6, 6)) (beta_end - beta_start) + beta_start          [4]
 
 Betas are meant for 1,000 steps; for another T they are scaled by 1000/T, so that the end stays as noisy.  Between
-grid points log alphas_cumprod is interpolated linearly, so every discrete schedule is also a continuous one.  The
-closed continuous forms are `linear_continuous` (beta(t) rises linearly) and `cosine_continuous`; `rectified` is the
+grid points log alphas_cumprod is interpolated linearly (alpha itself where beta = 1), so every discrete schedule is
+also a continuous one.  The closed continuous forms are `linear_continuous` (beta(t) rises linearly) and `cosine_continuous`; `rectified` is the
 straight path alpha = 1 - t, sigma = t [5]; `edm` is alpha = 1, sigma = t sigma_max [6].
 
 Everything here is computed and returned in float64, since what follows cancels; x keeps its own dtype.
@@ -28,6 +28,7 @@ Everything here is computed and returned in float64, since what follows cancels;
 [5] X. Liu, C. Gong, Q. Liu, "Flow Straight and Fast", arXiv:2209.03003
 [6] T. Karras, M. Aittala, T. Aila, S. Laine, "Elucidating the Design Space of Diffusion-Based Generative Models",
     arXiv:2206.00364
+[7] S. Lin, B. Liu, J. Li, X. Yang, "Common Diffusion Noise Schedules and Sample Steps are Flawed", arXiv:2305.08891
 """
 
 from __future__ import annotations
@@ -80,12 +81,29 @@ class Schedule(abc.ABC):
         """log(alpha^2 / sigma^2) (2): +inf where sigma = 0, -inf where alpha = 0."""
         return 2 * (self.alpha(t).log() - self.sigma(t).log())
 
+    def time_of_logsnr(self, logsnr: Tensor | float) -> Tensor:
+        """The t in [0, 1] at which logsnr(t) is nearest to the given, float64, by bisection to 2^-64."""
+        wanted = _double(logsnr)
+        low, high = torch.zeros_like(wanted), torch.ones_like(wanted)
+        for _ in range(64):
+            middle = (low + high) / 2
+            above = self.logsnr(middle) > wanted
+            low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+        return high
+
     def derivative(self, of: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
-        """d of(t) / dt for one of this schedule's own functions, exactly, by automatic differentiation."""
+        """d of(t) / dt for one of this schedule's own functions, exactly, of the shape of of(t).
+
+        Differentiated twice in reverse: J^T v is linear in v, and its derivative by v along ones is J 1.
+        """
         with torch.inference_mode(False), torch.enable_grad():
             t = _double(t).detach().clone().requires_grad_()
-            total = of(t).sum()
-            return torch.autograd.grad(total, t)[0] if total.requires_grad else torch.zeros_like(t)  # a constant
+            value = of(t)
+            if not value.requires_grad:  # a constant
+                return torch.zeros_like(value)
+            v = torch.ones_like(value, requires_grad=True)
+            (pulled,) = torch.autograd.grad(value, t, v, create_graph=True)
+            return torch.autograd.grad(pulled, v, torch.ones_like(t))[0]
 
     def dalpha(self, t: Tensor) -> Tensor:
         return self.derivative(self.alpha, t)
@@ -121,7 +139,9 @@ class Discrete(VariancePreserving):
 
     def __post_init__(self) -> None:
         betas = _double(self.betas)
-        if betas.ndim != 1 or len(betas) == 0 or not bool(((betas > 0) & (betas < 1)).all()):
+        small = (betas > 0) & (betas < 1)
+        small[-1:] |= (betas[-1:] == 1) & (self.name == "zero_terminal")
+        if betas.ndim != 1 or len(betas) == 0 or not bool(small.all()):
             raise ValueError(
                 f"betas must be numbers in (0, 1), got {_span(betas)} for {self.name!r} with {len(betas)} steps; "
                 "betas are scaled by 1000/steps, so take more steps, a smaller beta_end, or 'cosine'"
@@ -149,12 +169,26 @@ class Discrete(VariancePreserving):
         off = (i.round() - i).detach()
         return torch.where(off.abs() < SNAP * self.steps, i + off, i)
 
-    def log_alpha_squared(self, t: Tensor) -> Tensor:
+    def _parts(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """l and r with alpha = exp(l/2) r: r falls from 1 to 0 in a last step of beta = 1 and is 1 elsewhere."""
         i = self.position(t)
         low = i.detach().floor().clamp(0, self.steps - 1)
         table = self.log_alphas_cumprod.to(i.device)
-        left, right = table[low.long()], table[low.long() + 1]
-        return left + (i - low) * (right - left)
+        left, right, u = table[low.long()], table[low.long() + 1], i - low
+        to_zero = right.isinf()
+        return left + u * torch.where(to_zero, 0.0, right - left), 1 - u * to_zero
+
+    def log_alpha_squared(self, t: Tensor) -> Tensor:
+        log, rest = self._parts(t)
+        return log + 2 * rest.log()
+
+    def alpha(self, t: Tensor) -> Tensor:
+        log, rest = self._parts(t)
+        return torch.exp(0.5 * log) * rest
+
+    def sigma(self, t: Tensor) -> Tensor:
+        log, rest = self._parts(t)
+        return torch.sqrt(-torch.expm1(log) + log.exp() * (1 - rest.square()))
 
 
 def _span(values: Tensor) -> str:
@@ -199,6 +233,17 @@ def cosine(steps: int = 1000, s: float = 0.008) -> Discrete:
     v = torch.arange(whole("steps of a schedule", steps), -1, -1, dtype=torch.float64) / steps / (1 + s) * (math.pi / 2)
     betas = torch.sin(v[:-1] - v[1:]) * torch.sin(v[:-1] + v[1:]) / torch.sin(v[:-1]) ** 2
     return _named("cosine", betas.clamp(max=0.999), s=s)
+
+
+def zero_terminal(of: str = "linear", steps: int = 1000) -> Discrete:
+    """Another T-step schedule, its alpha shifted and scaled so that alpha_T = 0 and alpha_1 stays [7]; beta_T = 1."""
+    inner = from_spec({"name": of, "steps": steps}) if of != "zero_terminal" else None
+    if not isinstance(inner, Discrete):
+        raise ValueError(f"zero_terminal is made of a T-step schedule such as linear or cosine; got of={of!r}")
+    alpha = inner.alphas_cumprod.sqrt()
+    alpha = (alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1]) if steps > 1 else torch.zeros_like(alpha)
+    betas = 1 - (alpha / torch.cat([alpha.new_ones(1), alpha[:-1]])).square()
+    return Discrete(betas, "zero_terminal", {"of": of, "steps": steps})
 
 
 def from_betas(betas: Sequence[float] | Tensor) -> Discrete:
@@ -278,6 +323,7 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "quadratic": quadratic,
     "cosine": cosine,
     "sigmoid": sigmoid,
+    "zero_terminal": zero_terminal,
     "from_betas": from_betas,
     "linear_continuous": linear_continuous,
     "cosine_continuous": cosine_continuous,
@@ -286,13 +332,13 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
 }
 
 
-def from_spec(spec: str | Mapping[str, Any]) -> Schedule:
-    """A schedule from its text ("cosine:steps=100") or from the ``spec`` another one gave."""
+def from_spec(spec: str | Mapping[str, Any], table: Mapping[str, Callable[..., Schedule]] = SCHEDULES) -> Schedule:
+    """A schedule from its text ("cosine:steps=100") or from the ``spec`` another one gave; table may hold more rows."""
     name, options = split(spec) if isinstance(spec, str) else (spec["name"], dict(spec))
     options.pop("name", None)
-    if name not in SCHEDULES:
-        raise unknown("schedule", name, SCHEDULES)
+    if name not in table:
+        raise unknown("schedule", name, table)
     try:
-        return SCHEDULES[name](**options)
+        return table[name](**options)
     except TypeError as error:
         raise ValueError(f"schedule {name!r} with options {options}: {error}") from error
