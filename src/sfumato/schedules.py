@@ -16,8 +16,9 @@ A T-step model (DDPM) lives on the grid t = i/T, i = 1..T, and is given by its b
 
 Betas are meant for 1,000 steps; for another T they are scaled by 1000/T, so that the end stays as noisy.  Between
 grid points log alphas_cumprod is interpolated linearly (alpha itself where beta = 1), so every discrete schedule is
-also a continuous one.  The closed continuous forms are `linear_continuous` (beta(t) rises linearly) and `cosine_continuous`; `rectified` is the
-straight path alpha = 1 - t, sigma = t [5]; `edm` is alpha = 1, sigma = t sigma_max [6].
+also a continuous one.  The closed continuous forms are `linear_continuous` (beta(t) rises linearly) and
+`cosine_continuous`; `rectified` is the straight path alpha = 1 - t, sigma = t [5]; `edm` is alpha = 1,
+sigma = t sigma_max [6].
 
 Everything here is computed and returned in float64, since what follows cancels; x keeps its own dtype.
 

@@ -151,7 +151,7 @@ def test_every_part_of_a_prediction_is_split() -> None:
         seen.extend(predictions)  # type: ignore[call-overload]
         return seen[0]
 
-    twice = Guidance(lambda q: [q, type(q)(2 * q.x, q.t, {"k": q.cond["k"] + 5})], combine)
+    twice = Guidance(lambda q: [q, type(q)(2 * q.x, q.t, cond={"k": q.cond["k"] + 5})], combine)
     x, t, k = state()
     Guided(Full(), twice)(x, t, {"k": k.float()})
     assert torch.equal(seen[0].x0, x)

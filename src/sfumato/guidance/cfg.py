@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import torch
 
-from sfumato.denoiser import Denoiser, Prediction, Query
+from sfumato.denoiser import NEUTRAL, Denoiser, Prediction, Query
 from sfumato.gaussian import expand as rows
 from sfumato.guidance.guided import Guidance, Guided
 
@@ -29,14 +29,14 @@ def cfg(inner: Denoiser) -> Guided:
         w = (query.cond or {}).get("guidance")
         if w is None or bool((w == 1).all()):
             return [given]
-        missing = sorted(set(cond) - set(inner.null_cond))
-        if missing or not cond:
+        told = {name: value for name, value in cond.items() if name not in NEUTRAL}
+        if not told or set(told) - set(inner.null_cond):
             raise ValueError(
                 f"guidance other than 1 needs a condition and its null: the model has null for "
-                f"{sorted(inner.null_cond) or 'nothing'}, cond gives {sorted(cond) or 'nothing'}; take guidance 1"
+                f"{sorted(inner.null_cond) or 'nothing'}, cond gives {sorted(told) or 'nothing'}; take guidance 1"
             )
-        null = {name: inner.null_cond[name].to(value).expand_as(value) for name, value in cond.items()}
-        return [given, replace(query, cond=null)]
+        null = {name: inner.null_cond[name].to(value).expand_as(value) for name, value in told.items()}
+        return [given, replace(query, cond={**cond, **null})]
 
     def combine(query: Query, predictions: Sequence[Prediction]) -> Prediction:
         if len(predictions) == 1:

@@ -1,33 +1,82 @@
 """Samplers walk from x_1 to x_0, asking the Denoiser on their way.
 
 SAMPLERS is the whole table: a new sampler is one generator in a file of its family and one row here; its help text,
-its tests and its declared order follow from the row.
+its tests and the measurement of its declared order follow from the row.  What is refused stands in `refused`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from torch import Tensor
 
 from sfumato.denoiser import Cond, Denoiser, Prediction
 from sfumato.samplers.ancestral import ancestral
 from sfumato.samplers.ddim import ddim, ddim_sigma_hat
-from sfumato.samplers.loop import Query, Row, Sampler, grid_of, named, noise_of, walk
+from sfumato.samplers.deis import deis
+from sfumato.samplers.dpm_solver import dpmpp_2m, dpmpp_3m
+from sfumato.samplers.edm import euler, heun
+from sfumato.samplers.latent import encoded, lerp, slerp
+from sfumato.samplers.loop import Query, Row, Sampler, grid_of, named, noise_of, together, walk
+from sfumato.samplers.pndm import plms
+from sfumato.samplers.refused import check
+from sfumato.samplers.unipc import unipc
 
-__all__ = ["SAMPLERS", "Query", "Row", "Sampler", "ancestral", "ddim", "ddim_sigma_hat", "sample", "trajectory"]
+__all__ = [
+    "SAMPLERS",
+    "Query",
+    "Row",
+    "Sampler",
+    "ancestral",
+    "ddim",
+    "ddim_sigma_hat",
+    "deis",
+    "dpmpp_2m",
+    "dpmpp_3m",
+    "encode",
+    "euler",
+    "heun",
+    "lerp",
+    "plms",
+    "sample",
+    "slerp",
+    "together",
+    "trajectory",
+    "unipc",
+]
+
+ANY = ("t", "logsnr", "ratio")  # the spacings of `tasks.doctor.SPACINGS`
+
+
+def _on_any(order: float) -> dict[str, float]:
+    return dict.fromkeys(ANY, order)
+
 
 SAMPLERS: dict[str, Row] = {
-    "ancestral": Row(
-        ancestral, order=1, calls=1, stochastic=True, summary="DDPM's reverse chain (variance=small|large|...)"
+    "ancestral": Row(ancestral, _on_any(1), 1, True, "DDPM's reverse chain (variance=small|large|...)"),
+    "ddim": Row(ddim, _on_any(1), 1, False, "DDIM, deterministic at eta=0, ancestral at eta=1"),
+    "ddim-sigma-hat": Row(ddim_sigma_hat, _on_any(1), 1, True, "DDIM paper's sigma-hat row: eta=1, the larger noise"),
+    "euler": Row(euler, _on_any(1), 1, False, "Euler of EDM, which is DDIM"),
+    "heun": Row(heun, _on_any(2), 2, False, "Heun of EDM (churn=... makes it stochastic)", lambda steps: steps - 1),
+    "heun-churn": Row(
+        partial(heun, churn=40.0), _on_any(2), 2, True, "Heun of EDM with its stochastic churn", lambda steps: steps - 1
     ),
-    "ddim": Row(ddim, order=1, calls=1, stochastic=False, summary="DDIM, deterministic at eta=0, ancestral at eta=1"),
-    "ddim-sigma-hat": Row(
-        ddim_sigma_hat,
-        order=1,
-        calls=1,
-        stochastic=True,
-        summary="DDIM paper's sigma-hat row: eta=1 with the larger noise",
+    "dpmpp-2m": Row(dpmpp_2m, _on_any(2), 1, False, "DPM-Solver++ 2M"),
+    "dpmpp-3m": Row(
+        dpmpp_3m, _on_any(3), 1, False, "DPM-Solver++ 3M, started by a trapezoid", lambda steps: min(1, steps - 1)
+    ),
+    "deis-2": Row(partial(deis, order=2), _on_any(2), 1, False, "DEIS, exponential Adams-Bashforth of two nodes"),
+    "deis-3": Row(partial(deis, order=3), _on_any(3), 1, False, "DEIS of three nodes", lambda steps: min(1, steps - 1)),
+    "unipc-2": Row(partial(unipc, order=2), _on_any(2), 1, False, "UniPC, predictor and corrector of order 2"),
+    "unipc-3": Row(partial(unipc, order=3), _on_any(3), 1, False, "UniPC, predictor and corrector of order 3"),
+    "plms": Row(
+        plms,
+        {"t": 2, "logsnr": 2, "ratio": 4},
+        1,
+        False,
+        "PNDM's linear multistep, started by its Runge-Kutta",
+        lambda steps: 3 * min(3, steps - 1),
     ),
 }
 
@@ -43,6 +92,7 @@ def trajectory(
 ) -> Iterator[tuple[Tensor, Tensor, Prediction | None]]:
     """`sample`, yielding (t, x_t, Prediction) at every call of the Denoiser and at last (0, x_0, None)."""
     times = grid_of(grid, denoiser.schedule, steps)
+    check(sampler, SAMPLERS, denoiser.schedule, times)
     return walk(denoiser, x_T, named(sampler, SAMPLERS), times, noise_of(seeds, x_T), cond)
 
 
@@ -59,9 +109,28 @@ def sample(
 
     sampler: a row of SAMPLERS, with options ("ddim:eta=0.5"), or any callable of a sampler's shape.
     grid: a row of grids.GRIDS, or the visited times themselves.  seeds: one integer a row, for the noise on the way.
-    cond: tensors with leading dimension B.  Raises ValueError for an unknown name and for steps out of range.
+    cond: tensors with leading dimension B.  Raises ValueError for an unknown name, for steps out of range and for what
+    is refused.
     """
     x = x_T
     for _, state, _ in trajectory(denoiser, x_T, sampler, steps, grid, seeds, cond):
         x = state
     return x
+
+
+def encode(
+    denoiser: Denoiser,
+    x_0: Tensor,
+    sampler: str | Sampler = "ddim",
+    steps: int = 50,
+    grid: str | Tensor | None = None,
+    cond: Cond | None = None,
+) -> Tensor:
+    """The latent x_1 (B, ...) from which `sample` with the same arguments leads back to about x_0 (B, ...).
+
+    The grid is walked upwards by a deterministic sampler; see `samplers.latent` for the first step.
+    """
+    times = grid_of(grid, denoiser.schedule, steps).flip(0)
+    check(sampler, SAMPLERS, denoiser.schedule, times)
+    whole = isinstance(sampler, str) and SAMPLERS[sampler.partition(":")[0]].calls is None
+    return encoded(denoiser, x_0, named(sampler, SAMPLERS), times, noise_of(None, x_0), cond, whole)

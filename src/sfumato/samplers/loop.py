@@ -15,14 +15,14 @@ generator cancels.  No generator holds a grad or autocast context across a yield
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from sfumato import grids
-from sfumato.denoiser import Cond, Denoiser, Prediction, Query
+from sfumato.denoiser import Cond, Denoiser, Prediction, Query, ask
 from sfumato.noise import RowNoise
 from sfumato.options import call_with
 from sfumato.schedules import Schedule
@@ -35,19 +35,24 @@ Sampler = Callable[[Tensor, Steps, Schedule, Noise], Walk]
 
 @dataclass(frozen=True)
 class Row:
-    """A row of SAMPLERS: the generator, its order of convergence, calls of the Denoiser a step, and what it is."""
+    """A row of SAMPLERS.
+
+    orders: the spacing of times, a row of `tasks.doctor.SPACINGS` -> the order of convergence on it, of the state for
+    deterministic samplers, of mean and covariance for stochastic ones.  calls: calls of the Denoiser a step, None where
+    the sampler chooses its own steps.  extra: calls that a walk of S steps makes beyond S.
+    """
 
     run: Callable[..., Walk]
-    order: int
-    calls: int
+    orders: Mapping[str, float]
+    calls: int | None
     stochastic: bool
     summary: str
+    extra: Callable[[int], int] = lambda steps: 0
 
-
-def answer(denoiser: Denoiser, query: Query, cond: Cond | None) -> Prediction:
-    """The Denoiser's Prediction for one query, its t spread over the rows."""
-    t = query.t.to(query.x.device).expand(query.x.shape[0])
-    return denoiser(query.x, t, cond)
+    @property
+    def order(self) -> float:
+        """The least of the orders."""
+        return min(self.orders.values())
 
 
 def _advance(generator: Walk, prediction: Prediction | None) -> Query | Tensor:
@@ -74,11 +79,30 @@ def walk(
     try:
         while isinstance(asked := _advance(generator, prediction), Query):
             with torch.no_grad():
-                prediction = answer(denoiser, asked, cond)
+                (prediction,) = ask(denoiser, [under(asked, cond)])
             yield asked.t, asked.x, prediction
         yield steps[-1][1], asked, None
     finally:
         generator.close()
+
+
+def under(query: Query, cond: Cond | None) -> Query:
+    """The query of a sampler, under the conditions of its walk."""
+    return replace(query, cond=cond)
+
+
+def together(denoiser: Denoiser, walks: Sequence[tuple[Walk, Cond | None]]) -> list[Tensor]:
+    """x_0 of every walk, a sampler's generator with its cond; what they ask at a time is one call of the denoiser.
+
+    A walk's rows get what they would get alone, whatever sampler, times and conditions the others have.
+    """
+    waiting: list[Query | Tensor] = [_advance(generator, None) for generator, _ in walks]
+    while at := [i for i, asked in enumerate(waiting) if isinstance(asked, Query)]:
+        with torch.no_grad():
+            answers = ask(denoiser, [under(waiting[i], walks[i][1]) for i in at])  # type: ignore[arg-type]
+        for i, prediction in zip(at, answers, strict=True):
+            waiting[i] = _advance(walks[i][0], prediction)
+    return waiting  # type: ignore[return-value]
 
 
 def named(sampler: str | Sampler, table: dict[str, Row]) -> Sampler:
