@@ -6,10 +6,11 @@ import json
 
 import numpy as np
 import pytest
+import scipy.fft
 import torch
 
 from sfumato import codecs
-from sfumato.codecs import CODECS, PixelCodec, StandardCodec
+from sfumato.codecs import CODECS, DCTCodec, InPixels, PixelCodec, StandardCodec
 
 
 @pytest.mark.parametrize("levels", [2, 3, 17, 255, 256])
@@ -90,7 +91,48 @@ def test_standard_codec_refuses() -> None:
         StandardCodec((0.0, 1.0), (1.0, 1.0)).encode(torch.zeros(4, 3))
 
 
-@pytest.mark.parametrize("codec", [PixelCodec(17), StandardCodec((0.1, -1e30), (0.3, 1e-30))])
+@pytest.mark.parametrize("levels", [2, 17, 256])
+def test_dct_codec_is_the_cosines_of_pixels_and_every_level_comes_back(levels: int) -> None:
+    codec = DCTCodec(levels)
+    x = torch.randint(levels, (4, 3, 32, 20), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    x_0 = codec.encode(x)
+    assert x_0.dtype == torch.float32
+    pixels = 2 * x.double().numpy() / (levels - 1) - 1
+    np.testing.assert_allclose(x_0, scipy.fft.dctn(pixels, norm="ortho", axes=(2, 3)), rtol=0, atol=2e-5)
+    assert torch.equal(codec.decode(x_0), x)
+    assert codec.bin_width is None
+    assert codec.limits is None
+    with pytest.raises(ValueError, match=f"whole numbers 0..{levels - 1}; got torch.float32"):
+        codec.encode(x.float())
+    with pytest.raises(ValueError, match="2 to 256 levels; got 1"):
+        DCTCodec(1)
+
+
+class Recorder(torch.nn.Module):
+    """It keeps what it is shown and answers that, 1 above it and 1 below it, so with two channels for one."""
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, cond: object) -> torch.Tensor:
+        self.x, self.t, self.cond = x, t, cond
+        return torch.cat([x + 1, x - 1], 1).bfloat16()
+
+
+def test_a_network_is_put_in_the_units_it_works_in() -> None:
+    net, t, cond = Recorder(), torch.tensor([0.5]), {"label": torch.tensor([3])}
+    assert all(codec.around(net) is net for codec in (PixelCodec(17), StandardCodec((0.0,), (1.0,))))
+    x = torch.randint(17, (1, 1, 4, 6), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    wrapped = DCTCodec(17).around(net)
+    assert isinstance(wrapped, InPixels)
+    answer = wrapped(DCTCodec(17).encode(x), t, cond)
+    torch.testing.assert_close(net.x, PixelCodec(17).encode(x), rtol=0, atol=1e-6)
+    assert net.t is t
+    assert net.cond is cond
+    assert answer.dtype == torch.float32
+    for c, offset in enumerate((1, -1)):
+        truth = scipy.fft.dctn(PixelCodec(17).encode(x)[0, 0].numpy() + offset, norm="ortho")
+        np.testing.assert_allclose(answer[0, c], truth, rtol=0, atol=0.05)  # the answer had 8 bits
+
+
+@pytest.mark.parametrize("codec", [PixelCodec(17), StandardCodec((0.1, -1e30), (0.3, 1e-30)), DCTCodec(17)])
 def test_spec_comes_back_through_json(codec: codecs.Codec) -> None:
     assert codecs.from_spec(json.loads(json.dumps(codec.spec))) == codec
     assert codec.spec["name"] in CODECS

@@ -259,12 +259,9 @@ def evaluate(args: Sequence[str]) -> None:
     from sfumato.tasks.evaluate import table
 
     model = load(name, ema=given.ema)
-    about_data = {key: value for key, value in model.config.data.items() if key not in ("source", "rule")}
-    if not about_data:
-        raise ValueError(f"{name} does not say what data it was trained on, so there is nothing to score it against")
     scores = measure(
         model,
-        data.load(data.Data(**about_data)),
+        data.load(model.config.trained_on),
         given.n,
         seed=given.seed,
         sampler=given.sampler,

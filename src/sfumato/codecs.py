@@ -2,8 +2,10 @@
 
     pixels      k in 0..L-1  <->  2k/(L-1) - 1 in [-1, 1], bins of width 2/(L-1)
     standard    x  <->  (x - mean)/std, for each value of a vector, for each channel of a signal or volume
+    dct         pixels, and then their orthonormal DCT (`degradations` (2)): the units of blurring diffusion
 
 A codec owns its scale: it is stored with the model, so decode gives back data units without being told anything.
+A network works on pixels even where x is their DCT: `around` puts it between the two transforms.
 """
 
 from __future__ import annotations
@@ -11,11 +13,12 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from sfumato.degradations import dct, idct
 from sfumato.options import unknown
 
 
@@ -38,6 +41,10 @@ class Codec(abc.ABC):
 
     @abc.abstractmethod
     def decode(self, x_0: Tensor) -> Tensor: ...
+
+    def around(self, net: nn.Module) -> nn.Module:
+        """A network net(x, t, cond) of the units it works in, as one of this codec's units: for most they are one."""
+        return net
 
 
 @dataclass(frozen=True)
@@ -110,11 +117,54 @@ class StandardCodec(Codec):
         return x_0.float() * self._columns(self.std, x_0) + self._columns(self.mean, x_0)
 
 
+@final
+class InPixels(nn.Module):
+    """A network of pixels, shown and answering DCT coefficients; each of its output channels is transformed."""
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor, t: Tensor, cond: Mapping[str, Tensor] | None = None) -> Tensor:
+        return dct(self.net(idct(x), t, cond).to(x.dtype))
+
+
+@dataclass(frozen=True)
+class DCTCodec(Codec):
+    """Whole numbers 0..levels-1, as uint8 (B, C, H, W), as the orthonormal DCT of what PixelCodec makes of them.
+
+    It has no bin_width: the bins are boxes in pixels, and turned against the axes here.  A density is the same in both
+    units, so a likelihood spreads pixels uniformly over their bins before it encodes them.  Nor has it limits.
+    """
+
+    levels: int = 256
+
+    @property
+    def pixels(self) -> PixelCodec:
+        return PixelCodec(self.levels)
+
+    def __post_init__(self) -> None:
+        PixelCodec(self.levels)  # which refuses what is no number of levels
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        return {"name": "dct", "levels": self.levels}
+
+    def encode(self, x: Tensor) -> Tensor:
+        return dct(self.pixels.encode(x))
+
+    def decode(self, x_0: Tensor) -> Tensor:
+        return self.pixels.decode(idct(x_0.float()))
+
+    def around(self, net: nn.Module) -> nn.Module:
+        return InPixels(net)
+
+
 def _standard(mean: list[float], std: list[float]) -> StandardCodec:
     return StandardCodec(tuple(mean), tuple(std))
 
 
-CODECS: dict[str, Callable[..., Codec]] = {"pixels": PixelCodec, "standard": _standard}
+CODECS: dict[str, Callable[..., Codec]] = {"pixels": PixelCodec, "standard": _standard, "dct": DCTCodec}
 
 
 def from_spec(spec: Mapping[str, Any]) -> Codec:

@@ -116,11 +116,14 @@ def _index(schedule: Schedule, t: Tensor) -> Tensor:
     return schedule.position(t) - 1
 
 
-# what the network is told of t: index is i - 1 on the T-step grid (as diffusers counts), unit is t itself
+# what the network is told of t: index is i - 1 on the T-step grid (as diffusers counts), unit is t itself, c_noise is
+# EDM's log(sigma/alpha)/4, none is nothing
 TIMES: dict[str, Callable[[Schedule, Tensor], Tensor]] = {
     "index": _index,
     "unit": lambda schedule, t: t,
-    "logsnr": lambda schedule, t: schedule.logsnr(t).clamp(-30, 30),
+    "logsnr": lambda schedule, t: schedule.path.logsnr(t).clamp(-30, 30),
+    "c_noise": lambda schedule, t: (-0.125 * schedule.path.logsnr(t)).clamp(-4, 4),
+    "none": lambda schedule, t: torch.zeros_like(t),
 }
 
 

@@ -82,7 +82,7 @@ def posterior_log_variance(schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:
     last, alone = s == 0, 2 * t > 1 + 1e-9
     above = torch.where(last & ~alone, (2 * t).clamp(max=1), t)
     log_u = posterior_coefficients(schedule, above, torch.where(last & ~alone, t, s))[2].log()
-    return torch.where(last & alone, transition_coefficients(schedule, s, t)[1].log(), log_u)
+    return torch.where(expand(last & alone, log_u).bool(), transition_coefficients(schedule, s, t)[1].log(), log_u)
 
 
 def kl(mean: Tensor, log_variance: Tensor, other_mean: Tensor, other_log_variance: Tensor) -> Tensor:

@@ -53,17 +53,17 @@ def _visit(schedule: Schedule, wished: np.ndarray) -> Tensor:
 def _reach(schedule: Schedule) -> tuple[float, float]:
     """r_min and r_max: sigma/alpha at the first step and at t = 1, within RATIOS."""
     ends = torch.tensor([1 / schedule.steps if schedule.steps else 0.0, 1.0], dtype=torch.float64)
-    low, high = torch.exp(-0.5 * schedule.logsnr(ends)).clamp(*RATIOS).tolist()
+    low, high = torch.exp(-0.5 * schedule.path.logsnr(ends)).clamp(*RATIOS).tolist()
     return low, high
 
 
 def _at_ratios(schedule: Schedule, r: np.ndarray) -> Tensor:
     """The grid whose times but the first and the last have these sigma/alpha (S,), ascending."""
     if schedule.steps is None:
-        wished = schedule.time_of_logsnr(torch.from_numpy(-2 * np.log(r))).numpy()
+        wished = schedule.path.time_of_logsnr(torch.from_numpy(-2 * np.log(r))).numpy()
     else:
         i = np.arange(1, schedule.steps + 1)
-        there = -0.5 * schedule.logsnr(torch.from_numpy(i / schedule.steps)).numpy()
+        there = -0.5 * schedule.path.logsnr(torch.from_numpy(i / schedule.steps)).numpy()
         wished = np.interp(np.log(r), there.clip(max=np.log(RATIOS[1]) + np.arange(len(i))), i)
     wished[-1] = schedule.steps or 1
     return _visit(schedule, np.append(0, wished))

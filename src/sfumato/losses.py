@@ -17,8 +17,9 @@ the same x_0 have the same loss).  With snr = alpha^2/sigma^2, s = t - 1/T, and 
     L_vlb    = T E_t [L_{t-1} or L_0]   in bits a dimension, for fixed and learned variance                 (2)
     L_hybrid = L_simple + 0.001 L_vlb, whose second term does not move the mean                             (3)
 
-Times: t uniform on the grid (or in (0, 1)); stratified, one draw for the batch, u_j = u + j/B mod 1; logit-normal;
-or in proportion to the root mean square of the last ten losses at t, each weighted by 1/(T p_t).
+Times: t uniform on the grid (or in (0, 1)); stratified, one draw for the batch, u_j = u + j/B mod 1; t logit-normal;
+sigma/alpha log-normal (EDM); or in proportion to the root mean square of the last ten losses at t, each weighted by
+1/(T p_t).
 
 J. Ho et al., arXiv:2006.11239; A. Nichol, P. Dhariwal, arXiv:2102.09672 (hybrid, importance); T. Hang et al.,
 "Min-SNR Weighting", arXiv:2303.09556; E. Hoogeboom et al., "Simpler Diffusion", arXiv:2410.19324 (sigmoid);
@@ -94,18 +95,19 @@ def _row_mean(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Noised:
-    """x_t = alpha x_0 + sigma eps and how it was made: x_0 and x_t (B, ...), t (B,); the codec's bin_width."""
+    """x_t = alpha x_0 + sigma eps and how it was made: x_0, x_t, eps (B, ...), t (B,); the codec's bin_width."""
 
     schedule: Schedule
     x_0: Tensor
     x_t: Tensor
     t: Tensor
     bin_width: float | None
+    eps: Tensor | None = None
 
 
 def simple(at: Noised, prediction: Prediction, weighting: Weighting) -> Tensor:
     """(1) with the weighting, one value a row, (B,)."""
-    return weighting(at.schedule, at.t).to(at.x_0) * _row_mean((prediction.x0 - at.x_0).square())
+    return _row_mean(gaussian.expand(weighting(at.schedule, at.t), at.x_0) * (prediction.x0 - at.x_0).square())
 
 
 def vlb(at: Noised, prediction: Prediction, weighting: Weighting) -> Tensor:
@@ -147,6 +149,13 @@ def logit_normal(
     return _on_grid(torch.sigmoid(mean + std * torch.special.ndtri(u)), schedule), torch.ones_like(u)
 
 
+def log_normal(
+    u: Tensor, schedule: Schedule, p: Tensor | None, mean: float = -1.2, std: float = 1.2
+) -> tuple[Tensor, Tensor]:
+    log_ratio = mean + std * torch.special.ndtri(u)
+    return _on_grid(schedule.time_of_logsnr(-2 * log_ratio), schedule), torch.ones_like(u)
+
+
 def importance(u: Tensor, schedule: Schedule, p: Tensor | None) -> tuple[Tensor, Tensor]:
     """i drawn with probabilities p (T,), made by `importance_probabilities`."""
     if p is None:
@@ -169,5 +178,6 @@ TIMES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
     "uniform": uniform,
     "stratified": stratified,
     "logit_normal": logit_normal,
+    "log_normal": log_normal,
     "importance": importance,
 }

@@ -13,19 +13,25 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sfumato import codecs, guidance, samplers, schedules
+from sfumato import codecs, corruptions, guidance, samplers, schedules
+from sfumato import data as datasets
 from sfumato.checkpoints import ema as averages
 from sfumato.checkpoints import native
+from sfumato.corruptions import Blurring, Cold
+from sfumato.data import Data, Rows
 from sfumato.denoiser import Denoiser, NetworkDenoiser, Prediction
 from sfumato.nn import NETWORKS, Conditions
 from sfumato.noise import PRIOR, normal
 from sfumato.options import unknown, whole
+from sfumato.schedules import Schedule
 
 ZOO = Path(__file__).parent / "zoo"
 
@@ -79,6 +85,19 @@ class ModelConfig:
     sampling: Sampling = Sampling()
     data: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
+    source: Mapping[str, Any] = field(default_factory=dict)
+    """The data at t = 1 of a bridge; empty where there is noise."""
+
+    @property
+    def trained_on(self) -> Data:
+        """The data it was trained on, as it was asked for."""
+        known = {f.name for f in fields(Data)}
+        about = {key: value for key, value in self.data.items() if key in known}
+        if not about:
+            raise ValueError(
+                "the model does not say what data it was trained on, so there is nothing to score it against"
+            )
+        return Data(**about)
 
     def document(self) -> dict[str, Any]:
         return {"format": "sfumato 1", **asdict(self)}
@@ -88,7 +107,7 @@ class ModelConfig:
         """From config.json; ValueError names what is missing or foreign."""
         given = {key: value for key, value in document.items() if key != "format"}
         known = {f.name for f in fields(cls)}
-        optional = {"label_names", "sampling", "data", "training"}
+        optional = {"label_names", "sampling", "data", "training", "source"}
         missing, foreign = sorted(known - optional - given.keys()), sorted(given.keys() - known)
         if document.get("format") != "sfumato 1" or missing or foreign:
             raise ValueError(
@@ -104,6 +123,12 @@ class ModelConfig:
             raise ValueError(f"{where} does not read as a config: {error}") from error
 
 
+@lru_cache(maxsize=2)
+def held_out(of: Data) -> Rows:
+    """The held-out rows of some data."""
+    return datasets.load(of).held_out
+
+
 def build_network(config: ModelConfig) -> nn.Module:
     """The untrained network of a config."""
     if config.network not in NETWORKS:
@@ -117,8 +142,8 @@ def build_network(config: ModelConfig) -> nn.Module:
 def network_denoiser(config: ModelConfig, net: nn.Module, autocast: torch.dtype | None = None) -> NetworkDenoiser:
     """The network as the Denoiser that the config says it is; training and sampling both use this one."""
     return NetworkDenoiser(
-        net,
-        schedules.from_spec(config.schedule),
+        codecs.from_spec(config.codec).around(net),
+        corruptions.from_spec(config.schedule),
         target=config.target,
         learned_variance=config.learned_variance,
         time=config.time,
@@ -147,9 +172,20 @@ class Model:
         """The sampling steps of the config, as far as the schedule has so many."""
         return min(self.config.sampling.steps, self.denoiser.schedule.steps or self.config.sampling.steps)
 
-    def guided(self, clip: bool | None = None) -> Denoiser:
-        """The denoiser that `sample` walks with: guided by cond["guidance"], its x_0 held in the codec's limits."""
-        guided = guidance.cfg(self.denoiser)
+    def guided(self, clip: bool | None = None, schedule: str | None = None) -> Denoiser:
+        """The denoiser that `sample` walks with: guided by cond["guidance"], its x_0 held in the codec's limits.
+
+        schedule: walk along another than that of the training.
+        """
+        told: Denoiser = self.denoiser
+        if schedule is not None:
+            if self.config.source or isinstance(told.schedule, Cold | Blurring) or self.config.conditions.span:
+                raise ValueError(
+                    "another schedule is for models that denoise plain Gaussian noise, and this one is a bridge, of "
+                    "average velocities, or of another forward process; leave the schedule out"
+                )
+            told = guidance.Rescheduled(told, schedules.from_spec(schedule))
+        guided = guidance.cfg(told)
         limits = self.codec.limits if (self.config.sampling.clip if clip is None else clip) else None
         return guidance.clip(guided, *limits) if limits else guided
 
@@ -179,6 +215,77 @@ class Model:
             raise ValueError(f"labels must be {n} numbers in 0..{classes - 1}; got {came}")
         return torch.tensor(labels)
 
+    def start(self, seeds: Sequence[int], labels: Tensor | None, schedule: Schedule | None = None) -> Tensor:
+        """The first states (B, *shape), codec units: noise of the prior; or held-out rows, as many as it takes.
+
+        A bridge starts from rows of its other data, cold diffusion from degraded rows of its own, of these labels.
+        """
+        own = self.denoiser.schedule
+        if self.config.source:
+            return self._rows(Data(**self.config.source), seeds, None)
+        if isinstance(own, Cold):
+            x_0 = self._rows(self.config.trained_on, seeds, labels)
+            return own.degrade(x_0, torch.ones(len(seeds), dtype=torch.float64))
+        return (schedule or own).prior_std * normal(seeds, self.config.shape, PRIOR).to(self.device)
+
+    def _rows(self, of: Data, seeds: Sequence[int], labels: Tensor | None) -> Tensor:
+        """The held-out row that each seed means, encoded; where labels are given, the seed-th of that label."""
+        rows = held_out(of)
+        every = rows.take(np.arange(len(rows)))
+        if labels is None or "label" not in every:
+            index = [seed % len(rows) for seed in seeds]
+        else:
+            of_label = [np.flatnonzero(np.asarray(every["label"]) == int(label)) for label in labels]
+            index = [
+                int(some[(seed // max(len(of_label), 1)) % len(some)])
+                for seed, some in zip(seeds, of_label, strict=True)
+            ]
+        x = every["x"]
+        assert isinstance(x, Tensor)
+        return self.codec.encode(x[index]).to(self.device)
+
+    def _check_start(self, sampler: str | samplers.Sampler) -> None:
+        name = sampler.partition(":")[0] if isinstance(sampler, str) else ""
+        if self.config.source and name in samplers.SAMPLERS and samplers.SAMPLERS[name].stochastic:
+            raise ValueError(
+                f"sampler {name!r} adds noise, and this model is a bridge, at whose other end there is none; "
+                "take a deterministic one such as ddim or heun"
+            )
+
+    def encode(
+        self,
+        x: Tensor,
+        *,
+        label: int | str | Sequence[int] | None = None,
+        sampler: str = "ddim",
+        steps: int | None = None,
+        grid: str | None = None,
+    ) -> Tensor:
+        """The latents (n, *shape), codec units, of data x, data units: the ODE walked up (`samplers.encode`)."""
+        x_0 = self.codec.encode(x).to(self.device)
+        return samplers.encode(self.guided(), x_0, sampler, *self._way(steps, grid), self._told(len(x_0), label))
+
+    def decode(
+        self,
+        x_T: Tensor,
+        *,
+        label: int | str | Sequence[int] | None = None,
+        sampler: str = "ddim",
+        steps: int | None = None,
+        grid: str | None = None,
+    ) -> Tensor:
+        """Data (n, *shape), data units, of latents: `samplers.sample` without guidance."""
+        told = self._told(len(x_T), label)
+        x_0 = samplers.sample(self.guided(), x_T, sampler, *self._way(steps, grid), cond=told)
+        return self.codec.decode(x_0).cpu()
+
+    def _way(self, steps: int | None, grid: str | None) -> tuple[int, str]:
+        return self.usual_steps if steps is None else steps, grid or self.config.sampling.grid
+
+    def _told(self, n: int, label: int | str | Sequence[int] | None) -> dict[str, Tensor] | None:
+        labels = self.labels(n, label)
+        return None if labels is None else {"label": labels.to(self.device)}
+
     def sample(
         self,
         n: int = 64,
@@ -189,16 +296,18 @@ class Model:
         seed: int = 0,
         label: int | str | Sequence[int] | None = None,
         guidance: float | None = None,
+        schedule: str | None = None,
         batch: int = 256,
     ) -> Tensor:
         """n samples in data units, (n, *shape): uint8 for pictures, float32 else.
 
         Row i is drawn from seed + i alone, whatever n and batch are.  What is None is as the model's card says.
+        schedule: walk along another schedule than that of the training ("rectified").
         """
         labels = self.labels(n, label)
         parts = []
         for rows in self._batches(n, seed, batch):
-            *_, (_, x_0, _) = self.trajectory(rows, labels, seed, sampler, steps, grid, guidance)
+            *_, (_, x_0, _) = self.trajectory(rows, labels, seed, sampler, steps, grid, guidance, schedule)
             parts.append(self.codec.decode(x_0).cpu())
         return torch.cat(parts)
 
@@ -211,12 +320,20 @@ class Model:
         steps: int | None = None,
         grid: str | None = None,
         guidance: float | None = None,
+        schedule: str | None = None,
+        x_T: Tensor | None = None,
     ) -> Iterator[tuple[Tensor, Tensor, Prediction | None]]:
-        """(t, x_t, Prediction) on the way of some rows of a sample, in codec units; labels are those of all rows."""
+        """(t, x_t, Prediction) on the way of some rows of a sample, in codec units; labels are those of all rows.
+
+        x_T: the first states of these rows, codec units, instead of those that `start` gives.
+        """
         usual = self.config.sampling
         seeds = [seed + i for i in rows]
-        schedule = self.denoiser.schedule
-        x_T = schedule.prior_std * normal(seeds, self.config.shape, PRIOR).to(self.device)
+        sampler = sampler or usual.sampler
+        denoiser = self.guided(schedule=schedule)
+        if x_T is None:
+            x_T = self.start(seeds, None if labels is None else labels[rows], denoiser.schedule)
+        self._check_start(sampler)
         cond = None
         scale = usual.guidance if guidance is None else guidance
         if not math.isfinite(scale) or (labels is None and scale != 1):
@@ -225,9 +342,9 @@ class Model:
         if labels is not None:
             cond = {"label": labels[rows].to(self.device), "guidance": torch.full((len(rows),), float(scale)).to(x_T)}
         return samplers.trajectory(
-            self.guided(),
+            denoiser,
             x_T,
-            sampler or usual.sampler,
+            sampler,
             self.usual_steps if steps is None else steps,
             grid or usual.grid,
             seeds,

@@ -31,6 +31,7 @@ AUGMENT = 6  # crops and flips
 NETWORK = 7  # dropout inside the network
 DATA = 8  # testbed samples
 BOUND = 9  # Monte-Carlo draws of the likelihood bound
+SPANS = 12  # the training's second time s < t, for average velocities
 
 
 def philox(seed: int, stream: int, step: int = 0) -> np.random.Generator:

@@ -72,6 +72,11 @@ class Schedule(abc.ABC):
     def spec(self) -> dict[str, Any]:
         return {"name": self.name, **asdict(self)}  # type: ignore[call-overload]
 
+    @property
+    def path(self) -> Schedule:
+        """The schedule with one alpha and sigma a time: itself, but where they differ from value to value of x."""
+        return self
+
     @abc.abstractmethod
     def alpha(self, t: Tensor) -> Tensor: ...
 

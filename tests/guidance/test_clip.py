@@ -36,7 +36,7 @@ def test_samples_stay_inside(mixture_2d: GaussianMixture) -> None:
     denoiser = clip(mixture_2d.denoiser(schedules.cosine(50)), -0.5, 0.5)
     assert denoiser.schedule is denoiser.inner.schedule
     x_T = torch.randn(16, 2, generator=torch.Generator().manual_seed(1))
-    for name in sorted(set(samplers.SAMPLERS) - {"plms"}):  # whose last step combines several predictions
+    for name in sorted({"ancestral", "ddim", "heun", "dpmpp-3m", "deis-3", "unipc-3"}):  # whose last step goes to x_0
         x = samplers.sample(denoiser, x_T, name, steps=10)
         assert x.abs().max() <= 0.5 + 1e-6
         assert bool((x.abs() > 0.499).any())

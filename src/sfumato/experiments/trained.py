@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -51,10 +51,6 @@ def trained(request: Request) -> Trained:
         raise ValueError(
             f"{request.name} shows pictures and {request.model} makes {config.kind}s; give a --model of pictures"
         )
-    known = {f.name for f in fields(data.Data)}
-    about = {key: value for key, value in config.data.items() if key in known}
-    if not about:
-        raise ValueError(f"{request.model} does not say what data it was trained on; give a --model that does")
     weights = digest(model)
     basis = [
         f"model `{request.model}`: {config.network}, {sum(p.numel() for p in model.net.parameters()):,} parameters, "
@@ -62,4 +58,4 @@ def trained(request: Request) -> Trained:
         f"weights sha256 `{weights}`",
         f"data: {config.data.get('source', 'unknown')}; held out: {config.data.get('rule', 'unknown')}",
     ]
-    return Trained(model, data.load(data.Data(**about)), weights, basis)
+    return Trained(model, data.load(config.trained_on), weights, basis)

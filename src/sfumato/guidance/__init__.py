@@ -11,5 +11,6 @@ and `Guided` composes them with one joint call, so guidances nest.  Scales trave
 from sfumato.guidance.cfg import cfg
 from sfumato.guidance.clip import clip
 from sfumato.guidance.guided import Guidance, Guided
+from sfumato.guidance.reschedule import Rescheduled
 
-__all__ = ["Guidance", "Guided", "cfg", "clip"]
+__all__ = ["Guidance", "Guided", "Rescheduled", "cfg", "clip"]

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from sfumato.nn.conditions import Conditions
+from sfumato.nn.dit import DiT, DiTConfig
 from sfumato.nn.mlp import MLP, MLPConfig
 from sfumato.nn.unet import UNet, UNetConfig
 
@@ -24,7 +25,21 @@ class Network:
 
 NETWORKS = {
     "unet": Network(UNetConfig, UNet, "UNet of DDPM and ADM: signals (C, L), images (C, H, W), volumes (C, D, H, W)"),
+    "dit": Network(DiTConfig, DiT, "diffusion transformer with adaLN-Zero: signals, images, volumes, cut into patches"),
     "mlp": Network(MLPConfig, MLP, "residual MLP for vectors (D,)"),
 }
 
-__all__ = ["MLP", "NETWORKS", "Conditions", "MLPConfig", "Network", "UNet", "UNetConfig"]
+NetworkConfig = UNetConfig | MLPConfig | DiTConfig
+
+__all__ = [
+    "MLP",
+    "NETWORKS",
+    "Conditions",
+    "DiT",
+    "DiTConfig",
+    "MLPConfig",
+    "Network",
+    "NetworkConfig",
+    "UNet",
+    "UNetConfig",
+]

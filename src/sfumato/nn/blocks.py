@@ -1,4 +1,4 @@
-"""The pieces a UNet is made of, for 1-D signals, 2-D images and 3-D volumes alike.
+"""The pieces that networks are made of, for 1-D signals, 2-D images and 3-D volumes alike.
 
 A residual block is told the embedding e of time and conditions in one of two ways,
 
@@ -43,6 +43,17 @@ def group_norm(channels: int, groups: int, eps: float) -> nn.GroupNorm:
     return nn.GroupNorm(largest_divisor(channels, groups), channels, eps=eps)
 
 
+def modulate(h: Tensor, film: Tensor) -> Tensor:
+    """``(1 + scale) h + shift``, where film (..., 2 C) is scale and shift side by side and h is (..., C)."""
+    scale, shift = film.chunk(2, dim=-1)
+    return torch.addcmul(shift, h, 1 + scale)
+
+
+def adaptive_norm(h: Tensor, film: Tensor) -> Tensor:
+    """``(1 + scale) LayerNorm(h) + shift`` over the last axis; the norm has no parameters of its own."""
+    return modulate(F.layer_norm(h, h.shape[-1:], eps=1e-6), film)
+
+
 def halved(size: torch.Size) -> torch.Size:
     """Spatial sizes one level down: half, rounded up."""
     return torch.Size((n + 1) // 2 for n in size)
@@ -85,6 +96,26 @@ class Residual(nn.Module):
         return self.skip(h) + self.conv2(r)
 
 
+def context_map(context: int, channels: int) -> nn.Sequential | None:
+    """What makes keys and values of the context tokens, (B, L, context) -> (B, L, 2 channels); None without context."""
+    return nn.Sequential(nn.LayerNorm(context), nn.Linear(context, 2 * channels)) if context else None
+
+
+def attend(qkv: Tensor, heads: int, tell: nn.Module | None = None, context: Tensor | None = None) -> Tensor:
+    """Every position looks at every other and at the context tokens, in one softmax: (B, N, 3 C) -> (B, N, C).
+
+    ``tell`` is a ``context_map``.  ``context`` is (B, L, width): a token of zeros is padding, which no position sees.
+    """
+    q, k, v = qkv.chunk(3, dim=2)
+    mask = None
+    if tell is not None and context is not None:
+        told_k, told_v = tell(context).chunk(2, dim=2)
+        k, v = torch.cat([k, told_k], dim=1), torch.cat([v, told_v], dim=1)
+        mask = F.pad(context.any(dim=2), (q.shape[1], 0), value=True)[:, None, None]  # (B, 1, 1, N + L)
+    q, k, v = (each.unflatten(2, (heads, -1)).transpose(1, 2) for each in (q, k, v))  # (B, heads, N, C/heads)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+
+
 class Attention(nn.Module):
     """Attention of all positions to all positions and context tokens, (B, channels, *spatial) -> the same shape."""
 
@@ -93,21 +124,14 @@ class Attention(nn.Module):
         self.heads = largest_divisor(channels, channels // head_channels) if head_channels else 1
         self.norm = group_norm(channels, groups, eps)
         self.qkv = nn.Linear(channels, 3 * channels)
-        self.context = nn.Sequential(nn.LayerNorm(context), nn.Linear(context, 2 * channels)) if context else None
+        self.context = context_map(context, channels)
         self.out = zeroed(nn.Linear(channels, channels))
 
     def forward(self, h: Tensor, context: Tensor | None = None) -> Tensor:
-        """``context`` is (B, L, width): a token of zeros is padding, which no position sees."""
+        """``context`` is (B, L, width), as in ``attend``."""
         tokens = self.norm(h).flatten(2).transpose(1, 2)  # (B, N, C)
-        q, k, v = self.qkv(tokens).chunk(3, dim=2)
-        mask = None
-        if self.context is not None and context is not None:
-            told_k, told_v = self.context(context).chunk(2, dim=2)
-            k, v = torch.cat([k, told_k], dim=1), torch.cat([v, told_v], dim=1)
-            mask = F.pad(context.any(dim=2), (tokens.shape[1], 0), value=True)[:, None, None]  # (B, 1, 1, N + L)
-        q, k, v = (each.unflatten(2, (self.heads, -1)).transpose(1, 2) for each in (q, k, v))  # (B, heads, N, C/heads)
-        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return h + self.out(seen.transpose(1, 2).flatten(2)).transpose(1, 2).reshape(h.shape)
+        seen = attend(self.qkv(tokens), self.heads, self.context, context)
+        return h + self.out(seen).transpose(1, 2).reshape(h.shape)
 
 
 class Stage(nn.Module):

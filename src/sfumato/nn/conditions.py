@@ -12,9 +12,12 @@ vector     (B, vector)                 any numbers: a size, an embedding        
 context    (B, L, context)             tokens to attend to; a token of zeros is        zeros, of any L
                                        padding and is never looked at
 image      (B, concat, *spatial)       a picture seen beside x                         zeros
+span       (B,) floats >= 0            t - s: how far the answer carries, from t       zeros: the answer at
+                                       down to s (an average velocity)                 the instant t
 =========  ==========================  ==============================================  =====================
 
-Reference: J. Ho, T. Salimans, "Classifier-free diffusion guidance" (arXiv 2207.12598).
+References: J. Ho, T. Salimans, "Classifier-free diffusion guidance" (arXiv 2207.12598); Z. Geng et al., "Mean flows
+for one-step generative modeling" (arXiv 2505.13447), whose network is told t and t - s.
 """
 
 from __future__ import annotations
@@ -38,11 +41,15 @@ class Conditions:
     """Width of the tokens of ``cond["context"]``."""
     concat: int = 0
     """Channels of ``cond["image"]``."""
+    span: int = 0
+    """1 if the network is told how far its answer carries, by ``cond["span"]``."""
 
     def __post_init__(self) -> None:
         for name, size in vars(self).items():
             if size < 0:
                 raise ValueError(f"conditions: {name} = {size} is negative; give a size, or 0 for none")
+        if self.span > 1:
+            raise ValueError(f"conditions: span = {self.span}; give 1 if the network is told the span, or 0 if not")
 
     def null(self, x: Tensor) -> dict[str, Tensor]:
         """Every condition at its null value, for the rows, the device and the dtype of x (B, C, *spatial)."""
@@ -55,6 +62,8 @@ class Conditions:
             null["context"] = x.new_zeros(rows, 1, self.context)
         if self.concat:
             null["image"] = x.new_zeros(rows, self.concat, *x.shape[2:])
+        if self.span:  # a time, so no coarser than float32
+            null["span"] = torch.zeros(rows, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
         return null
 
     def complete(self, cond: Mapping[str, Tensor] | None, x: Tensor) -> dict[str, Tensor]:
@@ -62,8 +71,8 @@ class Conditions:
 
         Names that are no condition of this network are left alone: other readers' values travel in cond too.
 
-        Raises ValueError if a shape does not fit, or if a label is no integer or not in 0..classes.  The range of
-        labels is looked at on the CPU only: elsewhere it would make every call wait for the device.
+        Raises ValueError if a shape does not fit, or if a label is no integer or not in 0..classes, or if a
+        span is negative.  These ranges are looked at on the CPU only: elsewhere every call would wait for the device.
         """
         full = self.null(x)
         for name in full.keys() & (cond or {}).keys():
@@ -78,6 +87,8 @@ class Conditions:
             raise ValueError(
                 f"condition {name!r} has shape {tuple(given.shape)}, allowed is {tuple(shape)}: a row for each row of x"
             )
+        if name == "span" and given.device.type == "cpu" and (given < 0).any():
+            raise ValueError(f"condition 'span' is t - s >= 0, got {float(given.min()):g}: give times s <= t")
         if name != "label":
             return given.to(null)
         if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:

@@ -1,11 +1,15 @@
-"""How a network is told the time, the label and the vector: one embedding, a row each, for all of its blocks.
+"""How a network is told the time, label, vector and span: one embedding, a row each, for all of its blocks.
 
     features(t) = [sin(w_k t), cos(w_k t)],    w_k = 10000^(-k / (K - shift)),    k = 0..K-1
-    embedding   = MLP(features(t)) + table[label] + W vector
+    embedding   = MLP(features(t)) + table[label] + W vector + MLP'(features(span))
+
+MLP' starts at zero: a new network answers the same for every span.  A network in float64 embeds its times in float64,
+every other one in float32 whatever the precision around.
 
 References: A. Vaswani et al., "Attention is all you need" (arXiv 1706.03762) for the sinusoids; J. Ho, A. Jain,
 P. Abbeel, "Denoising diffusion probabilistic models" (arXiv 2006.11239), whose shift is 1; P. Dhariwal, A. Nichol,
-"Diffusion models beat GANs on image synthesis" (ADM, arXiv 2105.05233), whose shift is 0, for the sum with the label.
+"Diffusion models beat GANs on image synthesis" (ADM, arXiv 2105.05233), whose shift is 0, for the sum with the label;
+Z. Geng et al., "Mean flows for one-step generative modeling" (arXiv 2505.13447) for the span beside the time.
 """
 
 from __future__ import annotations
@@ -16,19 +20,24 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from sfumato.nn.blocks import zeroed
 from sfumato.nn.conditions import Conditions
 
 
 def time_features(t: Tensor, width: int, shift: float = 1.0) -> Tensor:
-    """Sines, then cosines, of t (B,) at width/2 frequencies from 1 down to about 1/10000: (B, width) in float32."""
+    """Sines, then cosines, of t (B,) at width/2 frequencies from 1 down to about 1/10000: (B, width).
+
+    In float32, or in float64 where t is.
+    """
     half = width // 2
-    k = torch.arange(half, device=t.device, dtype=torch.float32)
-    angle = t.float()[:, None] * torch.exp(k * (-math.log(10_000) / (half - shift)))
+    t = t if t.dtype == torch.float64 else t.float()
+    k = torch.arange(half, device=t.device, dtype=t.dtype)
+    angle = t[:, None] * torch.exp(k * (-math.log(10_000) / (half - shift)))
     return torch.cat([angle.sin(), angle.cos()], dim=1)
 
 
 class Embedding(nn.Module):
-    """(t, label, vector) -> (B, width); t is multiplied by ``time_scale`` first."""
+    """(t, label, vector, span) -> (B, width); t and span are multiplied by ``time_scale`` first."""
 
     def __init__(self, features: int, width: int, conditions: Conditions, time_scale: float, shift: float = 1.0):
         super().__init__()
@@ -36,16 +45,25 @@ class Embedding(nn.Module):
         self.time = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
         self.label = nn.Embedding(conditions.classes + 1, width) if conditions.classes else None  # last row: no label
         self.vector = nn.Linear(conditions.vector, width) if conditions.vector else None
+        self.span: nn.Module | None = None
+        if conditions.span:
+            self.span = nn.Sequential(nn.Linear(features, width), nn.SiLU(), zeroed(nn.Linear(width, width)))
 
     def forward(self, t: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
         """t (B,) and complete conditions -> (B, width)."""
-        features = time_features(t.float() * self.time_scale, self.features, self.shift)
-        out: Tensor = self.time(features.to(next(self.parameters()).dtype))
+        out: Tensor = self.time(self._features(t))
         if self.label is not None:
             out = out + self.label(cond["label"])
         if self.vector is not None:
             out = out + self.vector(cond["vector"])
+        if self.span is not None:
+            out = out + self.span(self._features(cond["span"]))
         return out
+
+    def _features(self, t: Tensor) -> Tensor:
+        dtype = next(self.parameters()).dtype
+        t = t.to(torch.promote_types(dtype, torch.float32))
+        return time_features(t * self.time_scale, self.features, self.shift).to(dtype)
 
 
 def check_input(x: Tensor, t: Tensor, shape: tuple[int, ...]) -> None:

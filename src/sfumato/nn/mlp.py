@@ -17,11 +17,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfumato.nn.blocks import zeroed
+from sfumato.nn.blocks import adaptive_norm, modulate, zeroed
 from sfumato.nn.conditions import Conditions
 from sfumato.nn.embedding import Embedding, check_input
 
@@ -49,7 +48,7 @@ class MLPConfig:
 
 
 class MLP(nn.Module):
-    """An MLP for x of shape (B, D), ``shape = (D,)``; conditions label and vector.
+    """An MLP for x of shape (B, D), ``shape = (D,)``; conditions label, vector and span.
 
     Its output is (B, out_channels), in the dtype of x, and zero before training; ``out_channels`` is D unless said
     otherwise (2 D where the variance is learned).
@@ -64,9 +63,11 @@ class MLP(nn.Module):
     ):
         super().__init__()
         if len(shape) != 1 or shape[0] < 1:
-            raise ValueError(f"mlp: shape {tuple(shape)} is not (D,); for signals, images and volumes use unet")
+            raise ValueError(f"mlp: shape {tuple(shape)} is not (D,); for signals, images and volumes use unet or dit")
         if conditions.context or conditions.concat:
-            raise ValueError(f"mlp: {conditions}; it takes the conditions label and vector, for others use unet")
+            raise ValueError(
+                f"mlp: {conditions}; it takes the conditions label, vector and span, for others use unet or dit"
+            )
         self.config, self.shape, self.conditions = config, tuple(shape), conditions
         width = config.width
         self.embedding = Embedding(width, width, conditions, config.time_scale)
@@ -84,12 +85,6 @@ class MLP(nn.Module):
         *films, last = self.film(F.silu(self.embedding(t, full))).chunk(self.config.depth + 1, dim=1)
         h = self.stem(h)
         for inner, outer, film in zip(self.inner, self.outer, films, strict=True):
-            r = F.silu(inner(modulate(F.layer_norm(h, h.shape[1:], eps=1e-6), film)))
+            r = F.silu(inner(adaptive_norm(h, film)))
             h = h + outer(F.dropout(r, self.config.dropout, self.training))
         return self.out(modulate(h, last)).to(x.dtype)
-
-
-def modulate(h: Tensor, film: Tensor) -> Tensor:
-    """``(1 + scale) h + shift``, where film (B, 2 C) is scale and shift side by side."""
-    scale, shift = film.chunk(2, dim=1)
-    return torch.addcmul(shift, h, 1 + scale)

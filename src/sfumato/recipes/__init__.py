@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from sfumato.recipes import assumptions
 from sfumato.recipes.digits import digits
 from sfumato.recipes.fit import finish, fit, plan
 from sfumato.recipes.pictures import cifar10, emoji, fashion, mnist, pictures
@@ -23,6 +24,15 @@ RECIPES: dict[str, Callable[[], Run]] = {
     "signal": signal,
     "volume": volume,
     "vector": vector,
+    "digits-flow": assumptions.flow,
+    "digits-edm": assumptions.edm,
+    "digits-meanflow": assumptions.meanflow,
+    "digits-x0": assumptions.x0,
+    "digits-blind": assumptions.blind,
+    "digits-blur": assumptions.blur,
+    "digits-cold": assumptions.cold,
+    "digits-dit": assumptions.dit,
+    "bridge": assumptions.bridge,
 }
 
 __all__ = ["RECIPES", "finish", "fit", "plan"]

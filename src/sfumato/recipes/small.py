@@ -1,7 +1,7 @@
 """Tiny recipes for what is not a picture: real signals, volumes and vectors that come inside libraries.
 
-Each trains in half a minute to a minute and a half on 2 cores, and knows more of its data than a Gaussian fitted to them: `sfumato evaluate`
-measures both.
+Each trains in half a minute to a minute and a half on 2 cores, and knows more of its data than a Gaussian fitted to
+them: `sfumato evaluate` measures both.
 """
 
 from __future__ import annotations

@@ -13,14 +13,17 @@ from torch import Tensor
 
 from sfumato.denoiser import Cond, Denoiser, Prediction
 from sfumato.samplers.ancestral import ancestral
+from sfumato.samplers.cold import cold
 from sfumato.samplers.ddim import ddim, ddim_sigma_hat
 from sfumato.samplers.deis import deis
 from sfumato.samplers.dpm_solver import dpmpp_2m, dpmpp_3m
 from sfumato.samplers.edm import euler, heun
 from sfumato.samplers.latent import encoded, lerp, slerp
 from sfumato.samplers.loop import Query, Row, Sampler, grid_of, named, noise_of, together, walk
+from sfumato.samplers.meanflow import meanflow
 from sfumato.samplers.pndm import plms
 from sfumato.samplers.refused import check
+from sfumato.samplers.runge_kutta import runge_kutta
 from sfumato.samplers.unipc import unipc
 
 __all__ = [
@@ -29,6 +32,7 @@ __all__ = [
     "Row",
     "Sampler",
     "ancestral",
+    "cold",
     "ddim",
     "ddim_sigma_hat",
     "deis",
@@ -38,7 +42,9 @@ __all__ = [
     "euler",
     "heun",
     "lerp",
+    "meanflow",
     "plms",
+    "runge_kutta",
     "sample",
     "slerp",
     "together",
@@ -70,6 +76,9 @@ SAMPLERS: dict[str, Row] = {
     "deis-3": Row(partial(deis, order=3), _on_any(3), 1, False, "DEIS of three nodes", lambda steps: min(1, steps - 1)),
     "unipc-2": Row(partial(unipc, order=2), _on_any(2), 1, False, "UniPC, predictor and corrector of order 2"),
     "unipc-3": Row(partial(unipc, order=3), _on_any(3), 1, False, "UniPC, predictor and corrector of order 3"),
+    "rk45": Row(runge_kutta, {}, None, False, "adaptive Runge-Kutta 4(5), tolerance=1e-5; it chooses its own steps"),
+    "cold": Row(cold, {}, 1, False, "cold diffusion's restoration (schedule cold only)"),
+    "meanflow": Row(meanflow, _on_any(1), 1, False, "MeanFlow: average velocities, one or two steps"),
     "plms": Row(
         plms,
         {"t": 2, "logsnr": 2, "ratio": 4},

@@ -50,9 +50,10 @@ def heun(
         raise ValueError(f"churn and churn_noise must be at least 0; got {churn} and {churn_noise}")
     gamma = min(churn / len(times), math.sqrt(2) - 1)
     for k, (t, s) in enumerate(times):
-        r_t = torch.exp(-0.5 * schedule.logsnr(t))
+        path = schedule.path
+        r_t = torch.exp(-0.5 * path.logsnr(t))
         if gamma > 0 and churn_min <= r_t <= churn_max and t < 1:
-            above = schedule.time_of_logsnr(schedule.logsnr(t) - 2 * math.log1p(gamma))
+            above = path.time_of_logsnr(path.logsnr(t) - 2 * math.log1p(gamma))
             mean, std = transition(schedule, x, t, above)
             x, t = mean + churn_noise * std * noise(k), above
         p = yield Query(x, t)

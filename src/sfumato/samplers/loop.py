@@ -51,8 +51,8 @@ class Row:
 
     @property
     def order(self) -> float:
-        """The least of the orders."""
-        return min(self.orders.values())
+        """The least of the orders; 0 for what solves no ODE by steps of its caller's."""
+        return min(self.orders.values(), default=0)
 
 
 def _advance(generator: Walk, prediction: Prediction | None) -> Query | Tensor:

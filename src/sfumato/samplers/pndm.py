@@ -60,8 +60,8 @@ def phi(schedule: Schedule, x: Tensor, eps: Tensor, t: Tensor, s: Tensor) -> Ten
 
 def _prk(x: Tensor, e_1: Tensor, t: Tensor, s: Tensor, schedule: Schedule) -> Generator[Query, Prediction, Tensor]:
     """eps' of (3)."""
-    r_t, r_s = (torch.exp(-0.5 * schedule.logsnr(time)) for time in (t, s))
-    m = schedule.time_of_logsnr(-2 * ((r_t + r_s) / 2).log())
+    r_t, r_s = (torch.exp(-0.5 * schedule.path.logsnr(time)) for time in (t, s))
+    m = schedule.path.time_of_logsnr(-2 * ((r_t + r_s) / 2).log())
     e_2 = (yield Query(phi(schedule, x, e_1, t, m), m)).eps
     e_3 = (yield Query(phi(schedule, x, e_2, t, m), m)).eps
     e_4 = (yield Query(phi(schedule, x, e_3, t, s), s)).eps

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from sfumato.corruptions import Cold
 from sfumato.options import split
 from sfumato.samplers.loop import Row, Sampler
 from sfumato.schedules import Schedule
@@ -26,17 +27,30 @@ class Refusal:
 
 REFUSED: tuple[Refusal, ...] = (
     Refusal(
-        lambda name, row, schedule, times: row.stochastic and bool(times[0] < times[-1]),
-        "it adds noise, and the way from data to noise is that of the ODE alone; take a deterministic sampler",
+        lambda name, row, schedule, times: (name == "cold") != isinstance(schedule, Cold),
+        "cold diffusion has no noise and no eps, which every sampler but 'cold' walks by, and 'cold' undoes nothing "
+        "else; take sampler 'cold' with schedule 'cold', and with others 'ddim'",
+    ),
+    Refusal(
+        lambda name, row, schedule, times: (row.stochastic or name == "cold") and bool(times[0] < times[-1]),
+        "from data to noise leads the ODE alone, and no other way; take a deterministic sampler",
+    ),
+    Refusal(
+        lambda name, row, schedule, times: name == "meanflow" and schedule.spec["name"] != "rectified",
+        "an average velocity is that of the straight path; take schedule rectified",
     ),
 )
 
 
+def why(sampler: str | Sampler, table: Mapping[str, Row], schedule: Schedule, times: Tensor) -> str | None:
+    """The reason for which a sampler named by a row of the table is refused, or None."""
+    name = split(sampler)[0] if isinstance(sampler, str) else ""
+    refusals = (refusal for refusal in REFUSED if name in table and refusal.applies(name, table[name], schedule, times))
+    return next((refusal.reason for refusal in refusals), None)
+
+
 def check(sampler: str | Sampler, table: Mapping[str, Row], schedule: Schedule, times: Tensor) -> None:
     """Raise ValueError if a sampler named by a row of the table is refused."""
-    name = split(sampler)[0] if isinstance(sampler, str) else ""
-    if name not in table:
-        return
-    for refusal in REFUSED:
-        if refusal.applies(name, table[name], schedule, times):
-            raise ValueError(f"sampler {name!r} with schedule {schedule.spec['name']!r} is refused: {refusal.reason}")
+    reason = why(sampler, table, schedule, times)
+    if reason is not None:
+        raise ValueError(f"sampler {sampler!r} with schedule {schedule.spec['name']!r} is refused: {reason}")

@@ -6,7 +6,8 @@
 
 One step k (counted from 1), for a global batch of rows:
 
-    x_0 = codec.encode(rows),  t ~ TIMES,  eps ~ N(0, I),  L = mean of weight x LOSSES[kind](...)
+    x_0 = codec.encode(rows),  t ~ TIMES,  eps ~ N(0, I) or a bridge's other rows, coupled as COUPLINGS say
+    L = mean of weight x OBJECTIVES[kind](...)
     w <- AdamW(w, clipped grad L),   every EMA <- lerp(EMA, w)
 
 Rows, times, noise, dropped labels, augmentation and dropout are functions of (seed, k) (`noise`), the learning rate
@@ -29,19 +30,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfumato import data, gaussian, losses, samplers
+from sfumato import corruptions, data, losses, samplers
 from sfumato.checkpoints import ema as averages
 from sfumato.checkpoints import native
+from sfumato.data import Batch
 from sfumato.denoiser import Denoiser
 from sfumato.model import PRECISIONS, Model, ModelConfig, build_network, network_denoiser
-from sfumato.noise import DROP, EPS, NETWORK, TIMES, philox
+from sfumato.noise import DROP, EPS, NETWORK, SPANS, TIMES, philox
 from sfumato.options import call_with, unknown
 from sfumato.samplers.loop import grid_of
 from sfumato.train import state
+from sfumato.train.coupling import COUPLINGS
 from sfumato.train.ema import EMA
-from sfumato.train.run import Run, fit_codec, model_config
+from sfumato.train.objectives import OBJECTIVES
+from sfumato.train.run import Run, fit_codec, load_source, model_config
+from sfumato.train.uncertainty import Uncertainty
 
 HISTORY = 10  # losses remembered at each step for importance sampling
+OTHER_SEED = 2**32  # added to the seed for the order of a bridge's other rows
 HELD_OUT_ROWS = 1024  # the held-out loss is measured on at most so many rows
 
 # (k - warmup)/(steps - warmup) in [0, 1], k/warmup >= 1 -> share of the highest learning rate
@@ -86,13 +92,10 @@ class Training:
     ):
         from accelerate import Accelerator
 
-        for kind, name, table in (
-            ("loss", run.loss.kind, losses.LOSSES),
-            ("decay", run.optimiser.decay, DECAYS),
-        ):
-            if name not in table:
-                raise unknown(kind, name, table)
+        if run.optimiser.decay not in DECAYS:
+            raise unknown("decay", run.optimiser.decay, DECAYS)
         self.run, self.out, self.say = run, Path(out), say
+        self.objective = call_with("loss", run.loss.kind, OBJECTIVES)
         self.weighting = call_with("weighting", run.loss.weighting, losses.WEIGHTINGS)
         self.times = call_with("times", run.loss.times, losses.TIMES)
         samplers.named(run.sampling.sampler, samplers.SAMPLERS)
@@ -106,18 +109,20 @@ class Training:
                 "take a batch they divide"
             )
         self.splits = data.load(run.data)
-        self.codec = fit_codec(self.splits.info, self.splits.train) if init is None else init.codec
+        self.source = load_source(run, self.splits.info)
+        self.codec = fit_codec(self.splits.info, self.splits.train, run.codec) if init is None else init.codec
         self.config = model_config(run, self.splits.info, self.codec)
         torch.manual_seed(run.seed)
         net = build_network(self.config)
         if init is not None:
             _start_from(net, self.config, init)
         net.to(self.accelerator.device)
+        self.uncertainty = Uncertainty().to(self.accelerator.device) if run.loss.learned_weight else None
         self.ema = EMA(net, run.ema)
         self.averaged = copy.deepcopy(net).eval().requires_grad_(False)
         self.bare = net
         self.optimiser = torch.optim.AdamW(
-            net.parameters(),
+            self.learned.values(),
             lr=run.optimiser.learning_rate,
             betas=(run.optimiser.beta1, run.optimiser.beta2),
             weight_decay=run.optimiser.weight_decay,
@@ -151,14 +156,22 @@ class Training:
         return dict(json.loads(json.dumps(about)))
 
     @property
+    def learned(self) -> dict[str, torch.nn.Parameter]:
+        """All that the optimiser moves, by name: the network and, if it is learned, the weight of each noise level."""
+        beside = self.uncertainty.named_parameters(prefix="uncertainty") if self.uncertainty else ()
+        return {**dict(self.bare.named_parameters()), **dict(beside)}
+
+    @property
     def is_main(self) -> bool:
         return bool(self.accelerator.is_main_process)
 
-    def encode(self, rows: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+    def encode(self, rows: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """x_0 and cond of some rows, on the device."""
-        cond = {"label": rows["label"]} if "label" in rows and self.config.conditions.classes else {}
-        x_0 = self.codec.encode(rows["x"]).to(self.accelerator.device)
-        return x_0, {name: c.to(self.accelerator.device) for name, c in cond.items()}
+        x, label = rows["x"], rows.get("label")
+        assert isinstance(x, Tensor)
+        x_0 = self.codec.encode(x).to(self.accelerator.device)
+        told = isinstance(label, Tensor) and self.config.conditions.classes
+        return x_0, {"label": label.to(self.accelerator.device)} if told else {}  # type: ignore[union-attr]
 
     def model(self, length: float | None = None, **facts: Any) -> Model:
         """The model as it stands: the average of a tracked length, on its own copy of the network."""
@@ -170,11 +183,12 @@ class Training:
         """Write the checkpoint of this step (by the main process)."""
         if not self.is_main:
             return
-        names = [name for name, _ in self.bare.named_parameters()]
-        moments = [self.optimiser.state[p] for p in self.bare.parameters()]
+        moments = {name: self.optimiser.state[p] for name, p in self.learned.items()}
         tensors = {f"net/{name}": x for name, x in self.bare.state_dict().items()}
+        if self.uncertainty:
+            tensors |= {f"uncertainty/{name}": x for name, x in self.uncertainty.state_dict().items()}
         tensors |= {f"ema/{name}": x for name, x in self.ema.tensors().items()}
-        tensors |= {f"adam/{key}/{name}": m[key] for name, m in zip(names, moments, strict=True) for key in m}
+        tensors |= {f"adam/{key}/{name}": m[key] for name, m in moments.items() for key in m}
         if self.history is not None:
             tensors["history"] = self.history
         document = {"seconds": self.seconds, "best": self.best, "trained_on": self.trained_on}
@@ -197,8 +211,10 @@ class Training:
                 "give the same to go on, or another --out to start anew"
             )
         native.fill(self.bare, _under("net/", tensors), str(self.out))
+        if self.uncertainty:
+            native.fill(self.uncertainty, _under("uncertainty/", tensors), str(self.out))
         self.ema.restore(_under("ema/", tensors))
-        for name, p in self.bare.named_parameters():
+        for name, p in self.learned.items():
             self.optimiser.state[p] = {
                 key: tensors[f"adam/{key}/{name}"].to(p.device) for key in ("step", "exp_avg", "exp_avg_sq")
             }
@@ -230,13 +246,16 @@ def train(training: Training) -> Iterator[Step]:
     run, accelerator = training.run, training.accelerator
     rank, world = accelerator.process_index, accelerator.num_processes
     batches = training.splits.train.batches(run.seed, run.batch, start=training.step, rank=rank, world=world)
+    others = training.source and training.source.train.batches(
+        run.seed + OTHER_SEED, run.batch, start=training.step, rank=rank, world=world
+    )
     while training.step < run.steps:
-        rows = next(batches)
+        rows, other = next(batches), next(others) if others else None
         k = training.step + 1
         rate = learning_rate(run, k)
         for group in training.optimiser.param_groups:
             group["lr"] = rate
-        loss, norm = _one_step(training, rows, k)
+        loss, norm = _one_step(training, rows, other, k)
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise ValueError(
                 f"the loss is {loss} and the gradient's norm {norm} at step {k}, so the training stops; the last "
@@ -248,7 +267,7 @@ def train(training: Training) -> Iterator[Step]:
         yield Step(k, loss, rate, norm)
 
 
-def _one_step(training: Training, rows: dict[str, Any], k: int) -> tuple[float, float]:
+def _one_step(training: Training, rows: Batch, other: Batch | None, k: int) -> tuple[float, float]:
     """Gradients of step k in the network; the global loss and the gradient's norm before clipping."""
     run, accelerator = training.run, training.accelerator
     part = slice(accelerator.process_index, None, accelerator.num_processes)
@@ -256,9 +275,15 @@ def _one_step(training: Training, rows: dict[str, Any], k: int) -> tuple[float, 
     u = torch.from_numpy(philox(run.seed, TIMES, k).random(run.batch))
     p = None if training.history is None else losses.importance_probabilities(training.history)
     t, weight = training.times(u, training.denoiser.schedule, p)
+    t, span = _spans(training, t, k)
     eps = torch.from_numpy(philox(run.seed, EPS, k).standard_normal((run.batch, *x_0.shape[1:]), dtype=np.float32))
     dropped = torch.from_numpy(philox(run.seed, DROP, k).random(run.batch) < run.drop_label)
-    t, weight, eps, dropped = (a[part].to(x_0.device) for a in (t, weight, eps, dropped))
+    t, span, weight, eps, dropped = (a[part].to(x_0.device) for a in (t, span, weight, eps, dropped))
+    if other is not None:
+        eps = training.encode(other)[0]
+    eps = eps[COUPLINGS[run.loss.coupling](x_0, eps, bool(cond)).to(eps.device)]
+    if training.config.conditions.span:
+        cond["span"] = span.float()
     if "label" in cond:
         null = training.denoiser.null_cond["label"].to(x_0.device)
         cond["label"] = torch.where(dropped, null, cond["label"])
@@ -273,7 +298,8 @@ def _one_step(training: Training, rows: dict[str, Any], k: int) -> tuple[float, 
             here = {name: c[chunk] for name, c in cond.items()}
             with accelerator.no_sync(training.net) if i < len(parts) - 1 else contextlib.nullcontext():
                 values = row_losses(training, training.denoiser, x_0[chunk], t[chunk], eps[chunk], here)
-                accelerator.backward((weight[chunk].to(values) * values).mean() * (len(chunk) / len(x_0)))
+                minimised = _weighed(training, t[chunk], values)
+                accelerator.backward((weight[chunk].to(values) * minimised).mean() * (len(chunk) / len(x_0)))
             found.append(values.detach())
     values = torch.cat(found)
     if training.history is not None and training.run.loss.times.startswith("importance"):
@@ -286,9 +312,27 @@ def row_losses(
     training: Training, denoiser: Denoiser, x_0: Tensor, t: Tensor, eps: Tensor, cond: dict[str, Tensor]
 ) -> Tensor:
     """The run's loss at each row, (B,)."""
-    x_t = gaussian.perturb(denoiser.schedule, x_0, t, eps)
-    at = losses.Noised(denoiser.schedule, x_0, x_t, t, training.codec.bin_width)
-    return losses.LOSSES[training.run.loss.kind](at, denoiser(x_t, t, cond), training.weighting)
+    x_t = corruptions.perturb(denoiser.schedule, x_0, t, eps)
+    at = losses.Noised(denoiser.schedule, x_0, x_t, t, training.codec.bin_width, eps)
+    return training.objective(at, denoiser, cond, training.weighting)
+
+
+def _weighed(training: Training, t: Tensor, values: Tensor) -> Tensor:
+    """The losses as they are minimised: by the learned weight, if there is one."""
+    if training.uncertainty is None:
+        return values
+    u = training.uncertainty(training.denoiser.schedule.path.logsnr(t).to(t.device))
+    return torch.exp(-u) * values + u
+
+
+def _spans(training: Training, t: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """t and t - s, (B,): the later of two times drawn alike, and for a share of rows the way to the earlier."""
+    if not training.config.conditions.span:
+        return t, torch.zeros_like(t)
+    draw = torch.from_numpy(philox(training.run.seed, SPANS, k).random((2, len(t))))
+    other, _ = training.times(draw[0], training.denoiser.schedule, None)
+    averaged = draw[1] < training.run.loss.average_share
+    return torch.where(averaged, torch.maximum(t, other), t), torch.where(averaged, (t - other).abs(), 0.0)
 
 
 def _remember(history: Tensor, t: Tensor, values: Tensor) -> None:
@@ -310,5 +354,9 @@ def held_out_loss(training: Training, batch: int = 256) -> float:
         u = torch.from_numpy(philox(0, TIMES, i).random(len(index)))
         t, _ = losses.stratified(u, denoiser.schedule, None)
         eps = torch.from_numpy(philox(0, EPS, i).standard_normal(tuple(x_0.shape), dtype=np.float32)).to(x_0)
+        if training.source:
+            eps = training.encode(training.source.held_out.take(index % len(training.source.held_out)))[0]
+        if training.config.conditions.span:
+            cond["span"] = torch.zeros_like(t).to(x_0)
         total += row_losses(training, denoiser, x_0, t.to(x_0.device), eps, cond).sum().item()
     return total / n

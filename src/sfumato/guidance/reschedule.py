@@ -1,0 +1,39 @@
+"""Another schedule after training, as a Denoiser: a network is asked at the same signal-to-noise ratio.
+
+    logsnr'(t') = logsnr(t),   x_t' = (r'/r) x_t,   r = sqrt(alpha^2 + sigma^2)                            (1)
+
+with primes for the schedule of the training.  x_0 and eps are the same on both.  Where t lies outside the ratios that
+the network was trained on, t' is the nearest end: a straight path begins at logsnr = -inf and most schedules do not.
+
+T. Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", arXiv:2206.00364, app. B.3
+N. Shaul et al., "Bespoke Solvers for Generative Flow Models", arXiv:2310.19075, prop. 2.1
+"""
+
+from __future__ import annotations
+
+from typing import final
+
+from torch import Tensor
+
+from sfumato.denoiser import Cond, Denoiser, Prediction, from_x0
+from sfumato.gaussian import expand
+from sfumato.schedules import Schedule
+
+
+@final
+class Rescheduled(Denoiser):
+    """`inner`, trained on its own schedule, as a denoiser of another (1)."""
+
+    def __init__(self, inner: Denoiser, schedule: Schedule):
+        self.inner, self.schedule, self.null_cond = inner, schedule, inner.null_cond
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Prediction:
+        trained = self.inner.schedule
+        there = trained.time_of_logsnr(self.schedule.logsnr(t))
+        scale = _size(trained, there) / _size(self.schedule, t)
+        p = self.inner(expand(scale, x_t) * x_t, there.to(t), cond)
+        return from_x0(self.schedule, x_t, t, p.x0)
+
+
+def _size(schedule: Schedule, t: Tensor) -> Tensor:
+    return (schedule.alpha(t).square() + schedule.sigma(t).square()).sqrt()
