@@ -285,7 +285,7 @@ def models(args: Sequence[str]) -> None:
         config = load(folder).config
         size = (folder / "model.safetensors").stat().st_size / 2**20
         scores = config.training.get("scores", {})
-        told = f"{scores['bits_per_dim']['value']:.3f} bits/dim" if scores else ""
+        told = f"{scores['bits_per_dim']['value']:.3f} bits/dim" if "bits_per_dim" in scores else ""
         if "agreement" in scores:
             told += f", {100 * scores['agreement']['value']:.1f} % agreement"
         rows.append(

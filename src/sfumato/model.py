@@ -99,6 +99,11 @@ class ModelConfig:
             )
         return Data(**about)
 
+    @property
+    def gaussian(self) -> bool:
+        """Whether x_t is x_0 and Gaussian noise, alike for every value, as likelihoods and closed forms ask."""
+        return not self.source and self.schedule["name"] not in ("blurring", "cold")
+
     def document(self) -> dict[str, Any]:
         return {"format": "sfumato 1", **asdict(self)}
 

@@ -303,6 +303,12 @@ class Rectified(Schedule):
     def sigma(self, t: Tensor) -> Tensor:
         return _double(t)
 
+    def dalpha(self, t: Tensor) -> Tensor:
+        return -torch.ones_like(_double(t))
+
+    def dsigma(self, t: Tensor) -> Tensor:
+        return torch.ones_like(_double(t))
+
 
 @dataclass(frozen=True)
 class EDM(Schedule):

@@ -8,7 +8,7 @@ digits-blind      a network that is not told t
 digits-blur       blurring diffusion: every frequency has its own alpha
 digits-cold       cold diffusion: no noise, pictures are blurred and restored
 digits-dit        a DiT in the UNet's place
-bridge            from clothes to digits: the other data lie where noise does
+bridge            from emoji to digits: the other data lie where noise does
 """
 
 from __future__ import annotations
@@ -107,10 +107,10 @@ def dit() -> Run:
 
 
 def bridge() -> Run:
-    """From Fashion-MNIST to MNIST along straight paths: a digit for every garment."""
+    """From emoji to MNIST along straight paths: a digit for every emoji, 16x16 grey."""
     return Run(
         data=Data("mnist", size=16),
-        source=Data("fashion", size=16),
+        source=Data("emoji", size=16, channels=1),
         network=UNetConfig(channels=32, multipliers=(1, 2), blocks=1, groups=8, time_scale=1000),
         schedule="rectified",
         target="flow",

@@ -1,6 +1,7 @@
 """Evaluate: what a model is worth, in numbers that say how they were measured.
 
-bits/dim          the variational bound on held-out rows (given their labels, if the model takes labels)
+bits/dim          the variational bound on held-out rows (given their labels, if the model takes labels); of models of
+                  plain Gaussian noise
 histogram         the same rows under each pixel's own histogram: what a model without shapes would need
 agreement         samples that a support vector classifier reads as the asked-for label
 nearest           median distance of samples to their nearest training row, beside that of held-out rows
@@ -63,17 +64,17 @@ def evaluate(
     say(f"{n} samples")
     samples = generate(model, n, seed=seed, sampler=sampler, steps=steps, guidance=guidance)
     held_out, train = _take(splits.held_out, BOUND_ROWS), _take(splits.train, TRAIN_ROWS)
-    say("bits/dim on held-out rows")
-    bound = bound_of(model, splits)
-    scores: dict[str, Any] = {
-        "bits_per_dim": {
+    scores: dict[str, Any] = {}
+    if model.config.gaussian:
+        say("bits/dim on held-out rows")
+        bound = bound_of(model, splits)
+        scores["bits_per_dim"] = {
             "value": bound.total,
             "standard_error": bound.standard_error,
             "rows": len(bound.rows),
             "draws": DRAWS,
             "unit": "bits/dim" if model.codec.bin_width else "bits/dim of the standardised density",
         }
-    }
     if model.config.kind == "picture" and splits.info.levels:
         histogram = HistogramBits(train["x"].numpy(), splits.info.levels)
         histogram.update(held_out["x"].numpy())
@@ -127,8 +128,10 @@ def _nearest(x: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> dict[str
 
 def table(scores: dict[str, Any]) -> list[tuple[str, str]]:
     """The scores as rows of (what, value) for a person."""
-    bits, sampling = scores["bits_per_dim"], scores["sampling"]
-    rows = [("bits/dim, held-out (bound)", f"{bits['value']:.3f} ± {bits['standard_error']:.3f}")]
+    sampling, rows = scores["sampling"], []
+    if "bits_per_dim" in scores:
+        bits = scores["bits_per_dim"]
+        rows.append(("bits/dim, held-out (bound)", f"{bits['value']:.3f} ± {bits['standard_error']:.3f}"))
     if "histogram_bits_per_dim" in scores:
         rows.append(("  per-pixel histogram", f"{scores['histogram_bits_per_dim']['value']:.3f}"))
         rows.append(("  uniform guess", f"{scores['uniform_bits_per_dim']['value']:.3f}"))

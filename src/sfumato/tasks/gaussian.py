@@ -7,7 +7,8 @@ loss      mean of |eps error|^2 / D over held-out rows and t, both asked at the 
 energy    energy distance to held-out rows, of samples of both and of real training rows
 
 are lower for the model exactly as far as it knows what is not linear.  A model that is told classes is asked for those
-of the training rows, in their proportion, and so are its Gaussians.
+of the training rows, in their proportion, and so are its Gaussians.  Of a model that adds no plain Gaussian noise
+(blurring, cold diffusion, bridges) only the energy distance is measured.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def beside_gaussian(model: Model, train: dict[str, Any], held_out: dict[str, Any
     return {
         "fitted_to": len(x),
         "gaussians": "one a class" if told else "one",
-        "loss": _loss(model, fitted, y, classes[1]),
+        **({"loss": _loss(model, fitted, y, classes[1])} if model.config.gaussian else {}),
         "energy": _energy(model, fitted, x, y, classes[0], samples),
     }
 
@@ -118,15 +119,22 @@ def gaussian_table(scores: dict[str, Any]) -> list[tuple[str, str]]:
     """What `beside_gaussian` found, as rows of (what, value)."""
     if "skipped" in scores:
         return [("beside a fitted Gaussian", f"skipped: {scores['skipped']}")]
-    loss, energy = scores["loss"], scores["energy"]
-    parts = {name: " ".join(f"{mean:.3f}" for mean in means) for name, means in loss["by_t"].items()}
+    energy = scores["energy"]
     whose = "one fitted Gaussian a class" if scores["gaussians"] == "one a class" else "a fitted Gaussian"
+    rows = _loss_table(scores["loss"], whose) if "loss" in scores else []
+    return [
+        *rows,
+        (f"energy distance to held-out rows, n = {energy['n']}", f"{energy['model']:.4f}"),
+        (f"  of {whose}", f"{energy['gaussian']:.4f}"),
+        ("  of training rows", f"{energy['training_rows']:.4f}"),
+    ]
+
+
+def _loss_table(loss: dict[str, Any], whose: str) -> list[tuple[str, str]]:
+    parts = {name: " ".join(f"{mean:.3f}" for mean in means) for name, means in loss["by_t"].items()}
     return [
         ("denoising loss, held-out (eps, mean over t)", f"{loss['model']:.4f}"),
         (f"  of {whose}", f"{loss['gaussian']:.4f}"),
         (f"  in {PARTS} equal parts of t, from 0 to 1", parts["model"]),
         (f"  of {whose}", parts["gaussian"]),
-        (f"energy distance to held-out rows, n = {energy['n']}", f"{energy['model']:.4f}"),
-        (f"  of {whose}", f"{energy['gaussian']:.4f}"),
-        ("  of training rows", f"{energy['training_rows']:.4f}"),
     ]
