@@ -33,7 +33,7 @@ class Toy(nn.Module):
 
 @torch.no_grad()
 @pytest.mark.parametrize("beta_schedule", ["linear", "squaredcos_cap_v2"])
-@pytest.mark.parametrize("steps", [20, 50, 100])
+@pytest.mark.parametrize("steps", [10, 50])
 def test_diffusers(steps: int, beta_schedule: str) -> None:
     total, net = 100, Toy().eval()
     theirs = DPMSolverMultistepScheduler(

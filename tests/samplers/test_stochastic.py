@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sfumato import grids, samplers, schedules
-from sfumato.denoiser import Cond, Denoiser, Prediction, from_x0
+from sfumato.denoiser import Denoiser
 from sfumato.noise import PRIOR, RowNoise, normal
 from sfumato.samplers.dpm_solver_sde import dpmpp_2m_sde
 from sfumato.samplers.langevin import langevin
@@ -30,17 +30,6 @@ ROWS: dict[str, tuple[Sampler, object]] = {
 CONTINUOUS = ["linear_continuous", "cosine_continuous", "rectified", "edm"]
 
 
-class Shrink(Denoiser):
-    """The cheapest Denoiser: x0 = x/2."""
-
-    def __init__(self, schedule: Schedule):
-        self.schedule = schedule
-
-    def __call__(self, x_t: torch.Tensor, t: torch.Tensor, cond: Cond | None = None) -> Prediction:
-        assert bool((t > 0).all())
-        return from_x0(self.schedule, x_t, t, x_t / 2)
-
-
 def check(name: str, schedule: Schedule, denoiser: Denoiser, steps: int, grid: str, dtype: torch.dtype) -> None:
     sampler, calls = ROWS[name]
     times = grids.GRIDS[grid](schedule, steps)
@@ -60,7 +49,7 @@ def check(name: str, schedule: Schedule, denoiser: Denoiser, steps: int, grid: s
 @pytest.mark.parametrize("total", [1, 2, 10])
 def test_every_number_of_steps(total: int, name: str, mixture_1d: GaussianMixture) -> None:
     schedule = schedules.cosine(total)
-    for steps in range(1, total + 1):
+    for steps in {1, max(1, total - 1), total}:
         check(name, schedule, mixture_1d.denoiser(schedule), steps, "trailing", torch.float32)
 
 
@@ -75,21 +64,12 @@ def test_betas_that_end_near_one(steps: int, name: str, mixture_1d: GaussianMixt
 @pytest.mark.parametrize("spec", CONTINUOUS)
 def test_continuous_schedules(spec: str, name: str, mixture_1d: GaussianMixture) -> None:
     schedule = schedules.from_spec(spec)
-    for steps, grid in ((1, "trailing"), (2, "quadratic"), (13, "trailing")):
+    for steps, grid in ((1, "trailing"), (2, "quadratic"), (7, "trailing")):
         check(name, schedule, mixture_1d.denoiser(schedule), steps, grid, torch.float64)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ROWS)
-@pytest.mark.parametrize("spec", ["linear", "cosine"])
-def test_a_thousand_steps(spec: str, name: str) -> None:
-    schedule = schedules.from_spec(spec)
-    for steps in (1, 2, 999, 1000):
-        check(name, schedule, Shrink(schedule), steps, "trailing", torch.float32)
-
-
-@pytest.mark.parametrize("steps", [2, 5, 20])
-@pytest.mark.parametrize("spec", ["cosine", "linear", "rectified", "edm"])
+@pytest.mark.parametrize("steps", [2, 10])
+@pytest.mark.parametrize("spec", ["cosine", "rectified", "edm"])
 @pytest.mark.parametrize("name", [name for name in ROWS if name != "restart"])
 def test_no_state_is_far_from_where_it_belongs(name: str, spec: str, steps: int, gaussian_2d: GaussianMixture) -> None:
     """Even with two steps, and where the reverse SDE is stiffest, x is at most four times as large as it should be."""

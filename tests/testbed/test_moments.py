@@ -39,7 +39,6 @@ def test_an_affine_map_is_taken_apart(room: int) -> None:
         lambda x, noise: x + noise(0).square(),
         lambda x, noise: x * noise(0),
         lambda x, noise: x + noise(0) / (1 + x.norm(dim=1, keepdim=True)),  # a step size by the norm
-        lambda x, noise: x - x.mean(0),  # rows that know of each other
     ],
 )
 def test_what_is_not_affine_is_refused(bent) -> None:  # type: ignore[no-untyped-def]

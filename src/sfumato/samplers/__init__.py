@@ -17,13 +17,17 @@ from sfumato.samplers.cold import cold
 from sfumato.samplers.ddim import ddim, ddim_sigma_hat
 from sfumato.samplers.deis import deis
 from sfumato.samplers.dpm_solver import dpmpp_2m, dpmpp_3m
+from sfumato.samplers.dpm_solver_sde import dpmpp_2m_sde
 from sfumato.samplers.edm import euler, heun
+from sfumato.samplers.langevin import langevin
 from sfumato.samplers.latent import encoded, lerp, slerp
 from sfumato.samplers.loop import Query, Row, Sampler, grid_of, named, noise_of, together, walk
 from sfumato.samplers.meanflow import meanflow
 from sfumato.samplers.pndm import plms
 from sfumato.samplers.refused import check
+from sfumato.samplers.restart import restart
 from sfumato.samplers.runge_kutta import runge_kutta
+from sfumato.samplers.sde import euler_maruyama, predictor_corrector
 from sfumato.samplers.unipc import unipc
 
 __all__ = [
@@ -37,13 +41,18 @@ __all__ = [
     "ddim_sigma_hat",
     "deis",
     "dpmpp_2m",
+    "dpmpp_2m_sde",
     "dpmpp_3m",
     "encode",
     "euler",
+    "euler_maruyama",
     "heun",
+    "langevin",
     "lerp",
     "meanflow",
     "plms",
+    "predictor_corrector",
+    "restart",
     "runge_kutta",
     "sample",
     "slerp",
@@ -52,21 +61,24 @@ __all__ = [
     "unipc",
 ]
 
-ANY = ("t", "logsnr", "ratio")  # the spacings of `tasks.doctor.SPACINGS`
-
 
 def _on_any(order: float) -> dict[str, float]:
-    return dict.fromkeys(ANY, order)
+    return dict.fromkeys(("t", "logsnr", "ratio"), order)
+
+
+def _weak(order: float) -> dict[str, float]:
+    """Not on equal steps in sigma/alpha, which leave the few steps near the data too long to show an order."""
+    return dict.fromkeys(("t", "logsnr"), order)
 
 
 SAMPLERS: dict[str, Row] = {
-    "ancestral": Row(ancestral, _on_any(1), 1, True, "DDPM's reverse chain (variance=small|large|...)"),
+    "ancestral": Row(ancestral, _weak(1), 1, True, "DDPM's reverse chain (variance=small|large|...)"),
     "ddim": Row(ddim, _on_any(1), 1, False, "DDIM, deterministic at eta=0, ancestral at eta=1"),
-    "ddim-sigma-hat": Row(ddim_sigma_hat, _on_any(1), 1, True, "DDIM paper's sigma-hat row: eta=1, the larger noise"),
+    "ddim-sigma-hat": Row(ddim_sigma_hat, _weak(1), 1, True, "DDIM paper's sigma-hat row: eta=1, the larger noise"),
     "euler": Row(euler, _on_any(1), 1, False, "Euler of EDM, which is DDIM"),
     "heun": Row(heun, _on_any(2), 2, False, "Heun of EDM (churn=... makes it stochastic)", lambda steps: steps - 1),
     "heun-churn": Row(
-        partial(heun, churn=40.0), _on_any(2), 2, True, "Heun of EDM with its stochastic churn", lambda steps: steps - 1
+        partial(heun, churn=5.0), _weak(2), 2, True, "Heun of EDM with its stochastic churn", lambda steps: steps - 1
     ),
     "dpmpp-2m": Row(dpmpp_2m, _on_any(2), 1, False, "DPM-Solver++ 2M"),
     "dpmpp-3m": Row(
@@ -76,6 +88,25 @@ SAMPLERS: dict[str, Row] = {
     "deis-3": Row(partial(deis, order=3), _on_any(3), 1, False, "DEIS of three nodes", lambda steps: min(1, steps - 1)),
     "unipc-2": Row(partial(unipc, order=2), _on_any(2), 1, False, "UniPC, predictor and corrector of order 2"),
     "unipc-3": Row(partial(unipc, order=3), _on_any(3), 1, False, "UniPC, predictor and corrector of order 3"),
+    "dpmpp-2m-sde": Row(dpmpp_2m_sde, _weak(2), 1, True, "DPM-Solver++ 2M on the reverse SDE"),
+    "euler-maruyama": Row(euler_maruyama, _weak(1), 1, True, "Euler-Maruyama on the reverse SDE"),
+    "predictor-corrector": Row(
+        predictor_corrector,
+        _weak(1),
+        2,
+        True,
+        "a reverse step, then Langevin steps at its end (snr, corrections)",
+        lambda steps: steps - 1,
+    ),
+    "langevin": Row(
+        langevin,
+        _weak(0.5),
+        5,
+        True,
+        "annealed Langevin dynamics alone, denoised at the end",
+        lambda steps: 4 * steps + 1,
+    ),
+    "restart": Row(restart, _weak(2), 2, True, "Heun, and back up by noise and down again (restarts, low, high)", None),
     "rk45": Row(runge_kutta, {}, None, False, "adaptive Runge-Kutta 4(5), tolerance=1e-5; it chooses its own steps"),
     "cold": Row(cold, {}, 1, False, "cold diffusion's restoration (schedule cold only)"),
     "meanflow": Row(meanflow, _on_any(1), 1, False, "MeanFlow: average velocities, one or two steps"),

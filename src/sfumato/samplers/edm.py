@@ -6,7 +6,7 @@ In y = x/alpha and r = sigma/alpha the probability-flow ODE is dy/dr = eps, so w
     x_s <- x_s + (sigma_s - alpha_s r_t) (eps(x_s, s) - eps)/2                                             (2)  Heun
 
 (1) is DDIM without noise.  (2) is left out of the last step, where sigma_s = 0, and of one from or to alpha = 0, where
-r is infinite.  Churn: before a step, noise is added that brings t up to t', with
+r is infinite, or nearly so (`exponential.FARTHEST`).  Churn: before a step, noise is added that brings t up to t', with
 
     r_t' = (1 + gamma) r_t,   gamma = min(churn/S, sqrt(2) - 1) if churn_min <= r_t <= churn_max, else 0     (3)
 
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from sfumato.gaussian import expand, transition
+from sfumato.samplers.exponential import far
 from sfumato.samplers.loop import Noise, Query, Steps, Walk
 from sfumato.schedules import Schedule
 
@@ -57,10 +58,10 @@ def heun(
             mean, std = transition(schedule, x, t, above)
             x, t = mean + churn_noise * std * noise(k), above
         p = yield Query(x, t)
-        alpha_t, alpha_s, sigma_s = schedule.alpha(t), schedule.alpha(s), schedule.sigma(s)
+        alpha_s, sigma_s = schedule.alpha(s), schedule.sigma(s)
         x = expand(alpha_s, x) * p.x0 + expand(sigma_s, x) * p.eps
-        if s > 0 and bool((alpha_t > 0).all()) and bool((alpha_s > 0).all()):
+        if s > 0 and not far(schedule, t, s):
             q = yield Query(x, s)
-            step = sigma_s - alpha_s * schedule.sigma(t) / alpha_t
+            step = sigma_s - alpha_s * schedule.sigma(t) / schedule.alpha(t)
             x = x + expand(step, x) * (q.eps - p.eps) / 2
     return x

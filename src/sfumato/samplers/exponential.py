@@ -20,6 +20,8 @@ from torch import Tensor
 from sfumato.gaussian import expand
 from sfumato.schedules import Schedule
 
+FARTHEST = 1000.0  # sigma/alpha, beyond which solvers that extrapolate eps take DDIM's step
+
 
 @dataclass(frozen=True)
 class Node:
@@ -39,8 +41,13 @@ def carried(schedule: Schedule, x: Tensor, x0: Tensor, t: Tensor, s: Tensor) -> 
     return expand(a, x) * x + expand(schedule.alpha(s) - a * schedule.alpha(t), x) * x0
 
 
-def finite(*steps: Tensor) -> bool:
-    return all(bool(h.isfinite().all()) for h in steps)
+def finite(h: Tensor) -> bool:
+    return bool(h.isfinite().all())
+
+
+def far(schedule: Schedule, *times: Tensor) -> bool:
+    """Whether sigma/alpha is above FARTHEST at one of the times: there a change of eps moves x_0 too far to follow."""
+    return any(bool((schedule.alpha(t) * FARTHEST < schedule.sigma(t)).any()) for t in times)
 
 
 def phi_2(h: Tensor) -> Tensor:

@@ -39,7 +39,8 @@ class Row:
 
     orders: the spacing of times, a row of `tasks.doctor.SPACINGS` -> the order of convergence on it, of the state for
     deterministic samplers, of mean and covariance for stochastic ones.  calls: calls of the Denoiser a step, None where
-    the sampler chooses its own steps.  extra: calls that a walk of S steps makes beyond S.
+    the sampler chooses its own steps.  extra: calls that a walk of S steps makes beyond S, None where
+    they depend on the grid.
     """
 
     run: Callable[..., Walk]
@@ -47,7 +48,7 @@ class Row:
     calls: int | None
     stochastic: bool
     summary: str
-    extra: Callable[[int], int] = lambda steps: 0
+    extra: Callable[[int], int] | None = lambda steps: 0
 
     @property
     def order(self) -> float:

@@ -12,14 +12,16 @@ for every schedule alike: it is regular at both ends, where alpha = 0 as well, a
 gone.  Where alpha or sigma differs from value to value of x (blurring), value i has its own angle phi_i, and all turn
 with their mean u: dz_i/du = (phi_i'/u') (cos(phi_i) eps_i - sin(phi_i) x0_i).
 
-A step of Dormand and Prince has order 5 and an estimate e of its error, of order 5 too:
+A step of Dormand and Prince has order 5, with an estimate e of its error:
 
     k_j = f(y + h sum_{i<j} a_ji k_i, u + c_j h),   y <- y + h sum_j b_j k_j,   e = h sum_j (b_j - b*_j) k_j     (3)
-    accepted if q = |e|/(tolerance max(1, |y|)) <= 1;   then h <- h min(5, max(1/5, 0.9 q^(-1/5)))             (4)
+    accepted if q = 10 |e|/(tolerance max(1, |y|)) <= 1;   then h <- h min(2, max(1/5, 0.9 q^(-1/5)))          (4)
 
-where |.| is the root mean square over a row.  k_7 is the next step's k_1, so a step costs 6 calls.  A row that has
-arrived takes steps of length 0 until all have.  eps need not be defined at sigma = 0, so the last (or first) EDGE
-radians are one midpoint step, asked at its middle, with an error of EDGE^3 |z'''|/24.
+where |.| is the root mean square over a row.  k_7 is the next step's k_1, so a step costs 6 calls.  The ten leaves
+room for the other steps' errors and for what the flow makes of them; h grows slowly and stays below LONGEST, since an
+estimate may vanish by chance.  A row that has arrived takes steps of length 0 until all have.  eps need not be defined
+at sigma = 0, so the last (or first) EDGE radians are one midpoint step, asked at its middle, with an error of order
+EDGE^3.
 
 J. Dormand, P. Prince, "A family of embedded Runge-Kutta formulae", J. Comp. Appl. Math. 6 (1980), p. 19
 E. Hairer, S. Norsett, G. Wanner, "Solving Ordinary Differential Equations I" (1993), sec. II.4
@@ -35,13 +37,12 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from sfumato.denoiser import Prediction
 from sfumato.gaussian import expand
-from sfumato.options import whole
 from sfumato.samplers.loop import Noise, Query, Steps, Walk
 from sfumato.schedules import SNAP, Schedule
 
-EDGE = 1e-3
+EDGE = 1e-3  # radians, as
+LONGEST = 0.2
 C = (1 / 5, 3 / 10, 4 / 5, 8 / 9, 1, 1)
 A = (
     (1 / 5,),
@@ -60,78 +61,80 @@ Field = Callable[[Tensor, Tensor], Solve]
 
 @final
 class Clock:
-    """(1) for a schedule: the angle u of a time, the time of an angle, and the velocity (2) between them."""
+    """(1) and (2) for a schedule: the angle u of a time, the time of an angle, and the coefficients of dz/du."""
 
     def __init__(self, schedule: Schedule):
         self.schedule = schedule
-        self.times = torch.linspace(0, 1, 257, dtype=torch.float64).square()
-        self.angles = torch.cat([self.angle(t) for t in self.times.split(16)])
-
-    def parts(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """r and phi at t (B,): (B,), or (B, ...) where the schedule differs from value to value."""
-        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
-        alpha, sigma = expand(alpha, sigma), expand(sigma, alpha)
-        return torch.hypot(alpha, sigma), torch.atan2(sigma, alpha)
+        self.times = torch.linspace(0, 1, 513, dtype=torch.float64).square()
+        self.angles = torch.cat([self.angle(t) for t in self.times.split(32)])
 
     def angle(self, t: Tensor) -> Tensor:
         """u at t, both (B,)."""
-        return self.parts(t)[1].reshape(len(t), -1).mean(1)
+        return self._angles(t).reshape(len(t), -1).mean(1)
+
+    def _angles(self, t: Tensor) -> Tensor:
+        """phi_i at t (B,): (B,), or (B, ...) where the schedule differs from value to value."""
+        alpha, sigma = _alike(self.schedule.alpha(t), self.schedule.sigma(t))
+        return torch.atan2(sigma, alpha)
 
     def time(self, u: Tensor) -> Tensor:
-        """t at u, both (B,): by the secant method on u^2, which is nearly linear in t at the start, within its cell."""
+        """t at u, both (B,): within its cell by the secant method on u^2, which near t = 0 goes as t or t^2."""
         cell = torch.searchsorted(self.angles, u).clamp(1, len(self.times) - 1)
         low, high = self.times[cell - 1], self.times[cell]
         before, off_before = low, self.angles[cell - 1].square() - u.square()
         t, off = high, self.angles[cell].square() - u.square()
         for _ in range(30):
             slope = torch.where(off == off_before, 0.0, (t - before) / (off - off_before))
+            near = bool((torch.minimum(off.abs(), off_before.abs()) < 1e-8 * u).all())
             before, off_before, t = t, off, torch.clamp(t - off * slope, low, high)
-            off = self.angle(t).square() - u.square()
-            if bool((off.abs() < 1e-14 * u).all()):
+            if near:  # squared by this last step
                 break
+            off = self.angle(t).square() - u.square()
         return t
 
-    def velocity(self, t: Tensor, p: Prediction) -> Tensor:
-        """dz/du (2) at t (B,), from what is predicted there."""
-        _, phi = self.parts(t)
-        turn = torch.ones_like(phi)
-        if phi.ndim > 1:
-            alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
-            dalpha, dsigma = self.schedule.dalpha(t), self.schedule.dsigma(t)
-            turn = (expand(alpha, phi) * expand(dsigma, phi) - expand(sigma, phi) * expand(dalpha, phi)) / (
-                expand(alpha, phi).square() + expand(sigma, phi).square()
-            )
-            turn = turn / turn.flatten(1).mean(1).reshape(-1, *[1] * (phi.ndim - 1))
-        return expand(turn * phi.cos(), p.eps) * p.eps - expand(turn * phi.sin(), p.x0) * p.x0
+    def at(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """r, and the coefficients of x0 and eps in dz/du: each (B,), or (B, ...) where values differ."""
+        alpha, sigma = _alike(self.schedule.alpha(t), self.schedule.sigma(t))
+        r = torch.hypot(alpha, sigma)
+        if r.ndim == 1:
+            return r, -sigma / r, alpha / r
+        turn = self.schedule.derivative(self._angles, t)
+        turn = turn / expand(turn.flatten(1).mean(1), turn)  # d phi_i / du
+        return r, -turn * sigma / r, turn * alpha / r
+
+
+def _alike(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    return expand(a, b), expand(b, a)
 
 
 def runge_kutta(
-    x: Tensor, times: Steps, schedule: Schedule, noise: Noise, *, tolerance: float = 1e-5, calls: int = 10_000
+    x: Tensor, times: Steps, schedule: Schedule, noise: Noise, *, tolerance: float = 1e-5, limit: int = 10_000
 ) -> Walk:
-    """x_1 (B, ...) -> x_0 by (3) and (4), or the other way: from the first of times to the last, whatever lies between.
+    """x_1 (B, ...) -> x_0, or back: from the first of times to the last, whatever lies between.
 
-    tolerance: of a step's error, relative to data of unit scale.  calls: give up after so many.
+    tolerance: of z at the end, root mean square over a row.  limit: of calls, after which to give up.
     """
     clock = Clock(schedule)
 
     def field(z: Tensor, u: Tensor) -> Walk:
         t = clock.time(u)
-        p = yield Query(expand(clock.parts(t)[0], z) * z, t)
-        return clock.velocity(t, p)
+        r, of_x0, of_eps = (expand(c, z) for c in clock.at(t))
+        p = yield Query(r * z, t)
+        return of_x0 * p.x0 + of_eps * p.eps
 
-    ends = torch.stack([times[0][0], times[-1][1]]).to(torch.float64).cpu()
-    r, _ = clock.parts(ends)
-    z = yield from flow(field, x / expand(r[:1], x), clock, ends, tolerance, calls)
-    return expand(r[1:], x) * z
+    ends = torch.stack([times[0][0], times[-1][1]]).to("cpu", torch.float64)
+    scales = torch.hypot(*_alike(schedule.alpha(ends), schedule.sigma(ends)))
+    z = yield from integrate(field, x / expand(scales[:1], x), clock, ends, tolerance, limit)
+    return expand(scales[1:], x) * z
 
 
-def flow(field: Field, y: Tensor, clock: Clock, ends: Tensor, tolerance: float, calls: int) -> Solve:
-    """y (B, ...) at the first of the two times `ends` -> y at the second, along dy/du = field."""
+def integrate(field: Field, y: Tensor, clock: Clock, ends: Tensor, tolerance: float, limit: int = 10_000) -> Solve:
+    """y (B, ...) at the first of the two times `ends` -> y at the second, along dy/du = field(y, u)."""
     start, end = clock.angle(ends).tolist()
     edge = min(max(start, end), max(EDGE, 2 * clock.angle(torch.tensor([2 * SNAP])).item()))
     if start == 0:
         y = yield from midpoint(field, y, 0.0, edge)
-    y = yield from dormand_prince(field, y, start or edge, end or edge, tolerance, calls)
+    y = yield from dormand_prince(field, y, start or edge, end or edge, tolerance, limit)
     if end == 0:
         y = yield from midpoint(field, y, edge, 0.0)
     return y
@@ -145,41 +148,43 @@ def midpoint(field: Field, y: Tensor, start: float, end: float) -> Solve:
     return y + (end - start) * k
 
 
-def dormand_prince(field: Field, y: Tensor, start: float, end: float, tolerance: float, calls: int) -> Solve:
-    """(3) and (4) from start to end (y (B, ...), each row with its own u and h), by at most so many calls of field."""
+def dormand_prince(field: Field, y: Tensor, start: float, end: float, tolerance: float, limit: int) -> Solve:
+    """(3) and (4) from u = start to end; y is (B, ...), and each row has its own u and h."""
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance must lie between 0 and 1; got {tolerance}")
-    whole("calls", calls)
     tolerance = max(tolerance, 10 * torch.finfo(y.dtype).eps)
     way = math.copysign(1, end - start)
     u = torch.full((len(y),), start, dtype=torch.float64)
-    h = torch.full_like(u, tolerance**0.2)
+    h = torch.full_like(u, min(LONGEST, tolerance**0.2))
     k = [(yield from field(y, u))]
-    used = 1
+    calls = 1
     while bool((left := (end - u).abs()).any()):
-        if used > calls:
+        if calls >= limit:
             raise ValueError(
-                f"runge_kutta is {left.max():.3g} radians from its end after {calls} calls; take a tolerance above "
-                f"{tolerance:.3g}, or more calls (a denoiser that is noisy or gives NaN never arrives)"
+                f"after {calls} calls {int((left > 0).sum())} of {len(u)} rows have not arrived, with steps of "
+                f"{h[left > 0].min():.2g} radians: take a tolerance above {tolerance:.2g} or a limit above {limit} "
+                "(a denoiser that gives NaN or noise never arrives)"
             )
         h = torch.where(1.1 * h < left, h, left)
         step = expand(way * h, y)
         for row, c in zip(A, C, strict=True):
             there = y + step * _sum(row, k)
             k.append((yield from field(there, u + way * c * h)))
-        used += len(C)
+        calls += len(C)
         size = torch.maximum(_rms(y), _rms(there)).clamp(min=1)
-        q = _rms(step * _sum(E, k)) / (tolerance * size)
-        accepted = q <= 1
-        u = torch.where(accepted, torch.where(h == left, end, u + way * h), u)
-        h = h * (0.9 * q**-0.2).nan_to_num(nan=0.2).clamp(0.2, 5)
-        mask = accepted.reshape(-1, *[1] * (y.ndim - 1)).to(y.device)
-        y, k = torch.where(mask, there, y), [torch.where(mask, k[-1], k[0])]
+        q = 10 * _rms(step * _sum(E, k)) / (tolerance * size)
+        u = torch.where(q <= 1, torch.where(h == left, end, u + way * h), u)
+        h = (h * (0.9 * q**-0.2).nan_to_num(nan=0.2).clamp(0.2, 2)).clamp(max=LONGEST)
+        accepted = (q <= 1).reshape(-1, *[1] * (y.ndim - 1)).to(y.device)
+        y, k = torch.where(accepted, there, y), [torch.where(accepted, k[-1], k[0])]
     return y
 
 
 def _sum(weights: tuple[float, ...], k: list[Tensor]) -> Tensor:
-    return sum((w * k_j for w, k_j in zip(weights[1:], k[1:], strict=True)), weights[0] * k[0])
+    total = weights[0] * k[0]
+    for w, k_j in zip(weights[1:], k[1:], strict=True):
+        total = total + w * k_j if w else total
+    return total
 
 
 def _rms(y: Tensor) -> Tensor:

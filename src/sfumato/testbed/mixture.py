@@ -89,6 +89,12 @@ class GaussianMixture:
         off = mean - x0[:, None]
         return x0, within + torch.einsum("bk,bki,bkj->bij", r, off, off)
 
+    def expectations(self, x: Tensor, alpha: float, sigma: float) -> tuple[Tensor, Tensor]:
+        """E[x_0 | x] and E[eps | x] at x = alpha x_0 + sigma eps, (B, D) each, float64."""
+        scales = (torch.tensor([value], dtype=torch.float64) for value in (alpha, sigma))
+        r, mean, eps, _ = self._moments(x.double(), *scales)
+        return torch.einsum("bk,bki->bi", r, mean), torch.einsum("bk,bki->bi", r, eps)
+
     def bound(self, schedule: Schedule, times: Tensor, variance: str = "small", nodes: int = 32) -> Tensor:
         """The expected terms of the bound (`gaussian` (4)) on the density, nats: [L_T, L at each of times], (S + 1,).
 
