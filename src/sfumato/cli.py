@@ -2,7 +2,7 @@
 
     sfumato train RECIPE [--out DIR] [any field of the run]
     sfumato sample MODEL [-n 64] [--sampler NAME] [--steps S] [--seed K] [--label L] [--guidance W] [--out FILE]
-    sfumato evaluate MODEL     sfumato models     sfumato reproduce NAME
+    sfumato evaluate MODEL     sfumato models     sfumato reproduce NAME     sfumato doctor
 
 COMMANDS is the whole table; a command is a function of its arguments that imports what it needs, so that
 `sfumato --help` answers at once.  Flags are derived from typed dataclasses by tyro.  A user's mistake is one line.
@@ -312,12 +312,35 @@ def reproduce(args: Sequence[str]) -> None:
     print(f"the page README.md, {name}.png and {name}.csv lie in {where}")
 
 
+def doctor(args: Sequence[str]) -> None:
+    """measure every sampler's declared order against exact solutions; exit status 1 if one falls short"""
+    from sfumato.recipes.arguments import DoctorArguments
+
+    usage = "sfumato doctor [--schedule NAME] [--out FILE.json]"
+    given = _parse(DoctorArguments, "doctor", usage, args)
+
+    from sfumato.checkpoints import native
+    from sfumato.tasks import doctor as measure
+
+    found = []
+    for finding in measure.findings(given.schedule):
+        print(f"measured {finding.sampler}", file=sys.stderr)
+        found.append(finding)
+    _show(f"samplers on exact solutions, schedule {given.schedule}", measure.table(found), measure.HEADS)
+    print(measure.LEGEND)
+    if given.out:
+        native.write_json(given.out, measure.document(given.schedule, found))
+    if not all(finding.passes for finding in found):
+        sys.exit(1)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": train,
     "sample": sample,
     "evaluate": evaluate,
     "models": models,
     "reproduce": reproduce,
+    "doctor": doctor,
 }
 
 

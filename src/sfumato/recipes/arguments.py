@@ -94,6 +94,14 @@ class EvaluateArguments:
 
 
 @dataclass(frozen=True)
+class DoctorArguments:
+    schedule: str = "linear_continuous"
+    """A continuous row of SCHEDULES with options: linear_continuous, cosine_continuous, rectified, edm:sigma_max=5."""
+    out: Path | None = None
+    """Also write the measurements to this JSON file."""
+
+
+@dataclass(frozen=True)
 class ReproduceArguments:
     quick: bool = False
     """Fewer rows and steps: within 10 minutes on 2 cores; the page says so."""

@@ -14,7 +14,8 @@ J_n = int tau^n dr over the step, h = l_s - l_t,
     order 3   c_1 = (J_2 - tau_2 J_1)/(tau_1 (tau_1 - tau_2)),   c_2 = (J_2 - tau_1 J_1)/(tau_2 (tau_2 - tau_1))
 
 The first step has no history: order 3 begins with the trapezoid (tau_1 = h, one call more at the step's end), so that
-its start does not hold it to order 2.  Where h is infinite, or a node beyond `exponential.FARTHEST`, the step is DDIM's.
+its start does not hold it to order 2.  Where h is infinite, or a node is beyond `exponential.FARTHEST`, the step is
+DDIM's.
 
 Q. Zhang, Y. Chen, "Fast Sampling of Diffusion Models with Exponential Integrator", arXiv:2204.13902 (its tAB takes the
 polynomial in t; in l, as here, the coefficients have a closed form on every schedule)

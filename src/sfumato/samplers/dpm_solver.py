@@ -10,7 +10,8 @@ before it, and A x + (alpha_s - A alpha_t) D as in `exponential`:
 
 with phi_2 = expm1(-h)/h + 1 and phi_3 = phi_2/h - 1/2.  Two things hold the usual code of 3M to order 2.  Its first
 step is of first order; here it is the exponential trapezoid, one call more at the step's end, whose error is h^3.  And
-its D'' lacks the factor 2 that makes a divided difference the second derivative phi_3 belongs to.
+its D'' lacks the factor 2 that makes a divided difference the second derivative phi_3 belongs to.  A step more than
+`exponential.REACH` times as long as the one before takes D_0 alone.
 
 C. Lu et al., "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models", arXiv:2211.01095,
 Algorithm 2; the third order follows the authors' code
@@ -22,22 +23,23 @@ import torch
 from torch import Tensor
 
 from sfumato.gaussian import expand
-from sfumato.samplers.exponential import Node, carried, finite, half_logsnr, phi_2
+from sfumato.samplers.exponential import Node, carried, finite, half_logsnr, phi_2, within_reach
 from sfumato.samplers.loop import Noise, Query, Steps, Walk
 from sfumato.schedules import Schedule
 
 
 def dpmpp_2m(x: Tensor, times: Steps, schedule: Schedule, noise: Noise) -> Walk:
     """(1); x is x_T (B, ...).  The first step, and one whose h is infinite, take D_0 alone."""
-    before: Node | None = None
+    before: list[Node] = []
     for t, s in times:
         p = yield Query(x, t)
         now = Node(half_logsnr(schedule, t), p.x0)
         h = half_logsnr(schedule, s) - now.l
         d = p.x0
-        if before is not None and finite(h):
-            d = d + expand(h / (2 * (now.l - before.l)), x) * (p.x0 - before.value)
-        x, before = carried(schedule, x, d, t, s), now
+        if finite(h):
+            for node in within_reach(before, now.l, h):
+                d = d + expand(h / (2 * (now.l - node.l)), x) * (p.x0 - node.value)
+        x, before = carried(schedule, x, d, t, s), [now]
     return x
 
 
@@ -55,14 +57,21 @@ def dpmpp_3m(x: Tensor, times: Steps, schedule: Schedule, noise: Noise) -> Walk:
             q = yield Query(first, s)
             x = first + expand(alpha_s * phi_2(h), x) * (q.x0 - p.x0)
         else:
-            h_0 = now.l - nodes[0].l
-            slope = expand(h / h_0, x) * (p.x0 - nodes[0].value)
-            bend = torch.zeros_like(slope)
-            if len(nodes) > 1:
-                h_1 = nodes[0].l - nodes[1].l
-                change = slope - expand(h / h_1, x) * (nodes[0].value - nodes[1].value)
-                slope = slope + expand(h_0 / (h_0 + h_1), x) * change
-                bend = expand(2 * h / (h_0 + h_1), x) * change
+            slope, bend = _derivatives(h, now, within_reach(nodes, now.l, h))
             x = first + expand(alpha_s * phi_2(h), x) * slope - expand(alpha_s * (phi_2(h) / h - 0.5), x) * bend
         nodes = [now, *nodes[:1]] if finite(now.l) else []
     return x
+
+
+def _derivatives(h: Tensor, now: Node, nodes: list[Node]) -> tuple[Tensor, Tensor]:
+    """D^(1) and D'' of (2), from as many nodes as there are."""
+    slope = bend = torch.zeros_like(now.value)
+    if nodes:
+        h_0 = now.l - nodes[0].l
+        slope = expand(h / h_0, slope) * (now.value - nodes[0].value)
+    if len(nodes) > 1:
+        h_1 = nodes[0].l - nodes[1].l
+        change = slope - expand(h / h_1, slope) * (nodes[0].value - nodes[1].value)
+        slope = slope + expand(h_0 / (h_0 + h_1), slope) * change
+        bend = expand(2 * h / (h_0 + h_1), slope) * change
+    return slope, bend

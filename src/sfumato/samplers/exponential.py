@@ -12,6 +12,7 @@ C. Lu et al., "DPM-Solver++", arXiv:2211.01095, prop. 4.1
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,8 @@ from sfumato.gaussian import expand
 from sfumato.schedules import Schedule
 
 FARTHEST = 1000.0  # sigma/alpha, beyond which solvers that extrapolate eps take DDIM's step
+
+REACH = 3.0  # how many times longer than the step before a step may be, to be taken by a polynomial
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,16 @@ def carried(schedule: Schedule, x: Tensor, x0: Tensor, t: Tensor, s: Tensor) -> 
 
 def finite(h: Tensor) -> bool:
     return bool(h.isfinite().all())
+
+
+def within_reach(nodes: Sequence[Node], l_t: Tensor, h: Tensor) -> list[Node]:
+    """The nodes, newest first, of a polynomial that is carried over a step h from l_t: none if h is beyond REACH.
+
+    A long step beyond close nodes, as the last one of a coarse uniform grid is, would blow up what lies between them.
+    """
+    if not nodes or bool((h.abs() > REACH * (l_t - nodes[0].l).abs()).any()):
+        return []
+    return list(nodes)
 
 
 def far(schedule: Schedule, *times: Tensor) -> bool:

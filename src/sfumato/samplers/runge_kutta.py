@@ -161,9 +161,9 @@ def dormand_prince(field: Field, y: Tensor, start: float, end: float, tolerance:
     while bool((left := (end - u).abs()).any()):
         if calls >= limit:
             raise ValueError(
-                f"after {calls} calls {int((left > 0).sum())} of {len(u)} rows have not arrived, with steps of "
-                f"{h[left > 0].min():.2g} radians: take a tolerance above {tolerance:.2g} or a limit above {limit} "
-                "(a denoiser that gives NaN or noise never arrives)"
+                f"after {calls} calls (limit={limit}) {int((left > 0).sum())} of {len(u)} rows have not arrived, with "
+                f"steps of {h[left > 0].min():.2g} radians: take a tolerance above {tolerance:.2g}, unless the "
+                "denoiser gives NaN"
             )
         h = torch.where(1.1 * h < left, h, left)
         step = expand(way * h, y)

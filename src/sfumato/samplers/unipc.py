@@ -11,7 +11,8 @@ The predictor UniP-p uses p - 1 nodes of the past; the corrector UniC-p adds the
     sum_m r_m^(k-1) a_m B = k! phi_{k+1}(z) z,   phi_1 = expm1(z)/z,  phi_{k+1} = (phi_k - 1/k!)/z          (2)
 
 for k = 1..p-1 (predictor) or 1..p (corrector); for a single node the paper takes a_1 = 1/2.  A corrected first step
-errs by h^3, so that the start does not hold back order 3.  Where h is infinite the step takes x0_0 alone.
+errs by h^3, so that the start does not hold back order 3.  Where h is infinite the step takes x0_0 alone, and so does
+a predictor beyond `exponential.REACH`.
 
 W. Zhao, L. Bai, Y. Rao, J. Zhou, J. Lu, "UniPC: A Unified Predictor-Corrector Framework for Fast Sampling of Diffusion
 Models", arXiv:2302.04867, Algorithms 1 and 2, with B_2(h) and data prediction
@@ -27,7 +28,7 @@ from torch import Tensor
 
 from sfumato.gaussian import expand
 from sfumato.options import whole
-from sfumato.samplers.exponential import Node, carried, finite, half_logsnr
+from sfumato.samplers.exponential import Node, carried, finite, half_logsnr, within_reach
 from sfumato.samplers.loop import Noise, Query, Steps, Walk
 from sfumato.schedules import Schedule
 
@@ -55,8 +56,10 @@ def _step(
     now, *past = nodes
     h = half_logsnr(schedule, s) - now.l
     known = carried(schedule, x, now.value, t, s)
-    others = [*past, *([end] if end else [])]
-    if not finite(h) or not others:
+    if not finite(h):
+        return known
+    others = [*within_reach(past, now.l, h), *([end] if end else [])]
+    if not others:
         return known
     r = torch.stack([(node.l - now.l) / h for node in others], -1)
     scale = expand(-schedule.alpha(s) * torch.expm1(-h), x)

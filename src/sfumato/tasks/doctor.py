@@ -15,9 +15,11 @@ E. Hairer, S. Norsett, G. Wanner, "Solving Ordinary Differential Equations I" (1
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,7 +36,7 @@ from sfumato.testbed.flow import flow
 from sfumato.testbed.moments import fitted_order, weak_errors
 
 SLACK = 0.2
-STEPS = (32, 64, 128, 256)
+STEPS = (64, 128, 256)
 WEAK_STEPS = (32, 64, 128)
 CALLS = (10, 20, 50)
 TOLERANCES = tuple(10.0**-k for k in range(2, 9))
@@ -181,39 +183,37 @@ def calls_of(sampler: str, schedule: Schedule, times: Tensor) -> int:
     return sum(1 for _ in generator) - 1
 
 
-def within(sampler: str, schedule: str, calls: int) -> tuple[str, Tensor]:
+def within(sampler: str, schedule: str, calls: int) -> tuple[str, Tensor] | None:
     """The sampler and the grid of the whole way with the most steps (or least tolerance) that ask so often at most."""
     rule = schedules.from_spec(schedule)
     if SAMPLERS[sampler].calls is None:
         whole = torch.tensor([1.0, 0.0], dtype=torch.float64)
-        options = [f"{sampler}:tolerance={10 ** -(k / 4)}" for k in range(2, 32)]
-        return next(
-            (o, whole) for o in [*reversed(options), sampler] if calls_of(o, rule, whole) <= calls or o == sampler
-        )
-    for steps in range(calls, 0, -1):
-        times = grids.GRIDS[GRID](rule, steps)
-        if calls_of(sampler, rule, times) <= calls:
-            return sampler, times
-    return sampler, grids.GRIDS[GRID](rule, 1)
+        options = [f"{sampler}:tolerance={10 ** -(k / 4)}" for k in range(32, 1, -1)]
+        return next(((option, whole) for option in options if calls_of(option, rule, whole) <= calls), None)
+    every = (grids.GRIDS[GRID](rule, steps) for steps in range(calls, 0, -1))
+    return next(((sampler, times) for times in every if calls_of(sampler, rule, times) <= calls), None)
 
 
 def findings(schedule: str = SCHEDULES[0]) -> Iterator[Finding]:
-    """Every row of SAMPLERS that goes with a schedule, measured on it."""
+    """Every row of SAMPLERS that goes with a continuous schedule, measured on it."""
     rule = schedules.from_spec(schedule)
+    if rule.steps is not None:
+        raise ValueError(
+            f"schedule {schedule!r} has steps, between which no order of convergence is defined; "
+            f"take a continuous one: {', '.join(SCHEDULES)}"
+        )
     for name, row in SAMPLERS.items():
         if (not row.orders and row.calls is not None) or why(name, SAMPLERS, rule, torch.tensor([1.0, 0.0])):
             continue
         fits = tuple(fit(name, schedule, spacing) for spacing in row.orders)
-        at_calls = []
-        for calls in CALLS:
-            sampler, times = within(name, schedule, calls)
-            at_calls += errors(sampler, schedule, [times])
+        ways = [within(name, schedule, calls) for calls in CALLS]
+        at_calls = tuple(math.nan if way is None else errors(way[0], schedule, [way[1]])[0] for way in ways)
         if row.calls is None:
-            yield Finding(name, row, fits, None, tuple(at_calls), over_tolerance(name, schedule))
+            yield Finding(name, row, fits, None, at_calls, over_tolerance(name, schedule))
             continue
         steps = WEAK_STEPS if row.stochastic else STEPS
         whole = errors(name, schedule, [grids.GRIDS[GRID](rule, s) for s in steps])
-        yield Finding(name, row, fits, fitted_order(steps, whole), tuple(at_calls))
+        yield Finding(name, row, fits, fitted_order(steps, whole), at_calls)
 
 
 def table(found: list[Finding]) -> list[tuple[str, ...]]:
@@ -232,7 +232,7 @@ def table(found: list[Finding]) -> list[tuple[str, ...]]:
                 if finding.over_tolerance is not None
                 else " ".join(f"{fit.measured:.2f}" for fit in fits),
                 "" if finding.whole is None else f"{finding.whole:.2f}",
-                *(f"{error:.2g}" for error in finding.at_calls),
+                *("–" if math.isnan(error) else f"{error:.2g}" for error in finding.at_calls),
                 "ok" if finding.passes else "FALLS SHORT",
             )
         )
@@ -248,3 +248,28 @@ HEADS = (
     *(f"at {calls}" for calls in CALLS),
     "",
 )
+
+LEGEND = f"""\
+Orders: the slope of log error over log steps, in equal steps of t, of logsnr and of sigma/alpha, over an interval that
+ends before sigma = 0; "1 to 0": over the whole way on grid {GRID}, where the last steps may hold it back.  Errors at so
+many calls: over the whole way; of deterministic samplers the distance to the exact end of the trajectory (root mean
+square, data of about unit size), of stochastic ones that of mean and covariance to the truth: not to be compared."""
+
+
+def document(schedule: str, found: list[Finding]) -> dict[str, Any]:
+    """Findings as JSON."""
+    return {
+        "schedule": schedule,
+        "samplers": {
+            finding.sampler: {
+                "calls_a_step": finding.row.calls,
+                "declared": dict(finding.row.orders),
+                "measured": {fit.spacing: fit.measured for fit in finding.fits},
+                "whole_way": finding.whole,
+                "error_at_calls": dict(zip(map(str, CALLS), finding.at_calls, strict=True)),
+                "over_tolerance": finding.over_tolerance,
+                "passes": finding.passes,
+            }
+            for finding in found
+        },
+    }
