@@ -190,8 +190,14 @@ def within(sampler: str, schedule: str, calls: int) -> tuple[str, Tensor] | None
         whole = torch.tensor([1.0, 0.0], dtype=torch.float64)
         options = [f"{sampler}:tolerance={10 ** -(k / 4)}" for k in range(32, 1, -1)]
         return next(((option, whole) for option in options if calls_of(option, rule, whole) <= calls), None)
-    every = (grids.GRIDS[GRID](rule, steps) for steps in range(calls, 0, -1))
-    return next(((sampler, times) for times in every if calls_of(sampler, rule, times) <= calls), None)
+    fitting, too_many = 0, calls + 1  # calls rise with steps
+    while too_many - fitting > 1:
+        middle = (fitting + too_many) // 2
+        if calls_of(sampler, rule, grids.GRIDS[GRID](rule, middle)) <= calls:
+            fitting = middle
+        else:
+            too_many = middle
+    return (sampler, grids.GRIDS[GRID](rule, fitting)) if fitting else None
 
 
 def findings(schedule: str = SCHEDULES[0]) -> Iterator[Finding]:
