@@ -16,10 +16,12 @@ import pytest
 import torch
 from PIL import Image
 
-from sfumato import cli, data, grids, losses, metrics, nn, parameterization, recipes, samplers, schedules
+from sfumato import cli, data, grids, losses, metrics, nn, parameterization, recipes, samplers, times
 from sfumato.checkpoints import native
 from sfumato.cli import main
+from sfumato.corruptions import PROCESSES
 from sfumato.train import DECAYS
+from sfumato.train.objectives import OBJECTIVES
 
 from .tiny import random_model, trained
 
@@ -60,11 +62,11 @@ TRAIN = {
     "recipes": recipes.RECIPES,
     "data sets": data.DATASETS,
     "networks": nn.NETWORKS,
-    "schedules": schedules.SCHEDULES,
+    "schedules": PROCESSES,
     "targets": parameterization.TARGETS,
-    "losses": losses.LOSSES,
+    "losses": OBJECTIVES,
     "weightings": losses.WEIGHTINGS,
-    "times": losses.TIMES,
+    "times": times.TIMES,
     "learning rate decays": DECAYS,
     "samplers": samplers.SAMPLERS,
     "grids": grids.GRIDS,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,18 +13,22 @@ from scipy import stats
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from sfumato import gaussian, losses, schedules
+from sfumato import gaussian, losses, schedules, times
 from sfumato import parameterization as par
+from sfumato.corruptions import PROCESSES
 from sfumato.denoiser import NetworkDenoiser, Prediction
-from sfumato.losses import LOSSES, TIMES, WEIGHTINGS, Noised
-from sfumato.parameterization import TARGETS
+from sfumato.losses import LOSSES, WEIGHTINGS, Noised
+from sfumato.parameterization import TARGETS, ends_in_noise
 from sfumato.schedules import Schedule
+from sfumato.times import TIMES
 
 
-def noised(schedule: Schedule, t: Tensor, bin_width: float | None = None, seed: int = 0) -> tuple[Noised, Tensor]:
+def noised(
+    schedule: Schedule, t: Tensor, bin_width: float | None = None, seed: int = 0, shape: tuple[int, ...] = (2, 3)
+) -> tuple[Noised, Tensor]:
     """A batch of 17-level "pictures" at the times t, in float64, and the eps it was made with."""
     generator = torch.Generator().manual_seed(seed)
-    x_0 = torch.randint(0, 17, (len(t), 2, 3), generator=generator).double() / 8 - 1
+    x_0 = torch.randint(0, 17, (len(t), *shape), generator=generator).double() / 8 - 1
     eps = torch.randn(x_0.shape, dtype=torch.float64, generator=generator)
     return Noised(schedule, x_0, gaussian.perturb(schedule, x_0, t, eps), t, bin_width), eps
 
@@ -44,20 +50,54 @@ def allowed(schedule: Schedule) -> list[str]:
     return names
 
 
-@pytest.mark.parametrize("weighting", sorted(WEIGHTINGS))
-def test_networks_that_make_the_same_x0_have_the_same_loss(schedule: Schedule, weighting: str) -> None:
-    """eps-, x0-, v-, score-, flow- and edm-networks, under every weight."""
-    t = torch.tensor([1 / 3, 0.5, 2 / 3, 5 / 6], dtype=torch.float64)
-    at, _ = noised(schedule, t)
+PROCESS_NAMES = sorted({*PROCESSES} - {"cold"})  # which has no noise, and so neither weights nor targets
+
+
+def process(name: str) -> tuple[Schedule, tuple[int, ...]]:
+    """A schedule and a shape of data for it."""
+    options: dict[str, dict[str, Any]] = {
+        "from_betas": {"betas": [0.001, 0.01, 0.05, 0.2, 0.1, 0.5]},
+        "blurring": {"height": 2, "width": 3},
+    }
+    return PROCESSES[name](**options.get(name, {})), (1, 2, 3) if name == "blurring" else (2, 3)
+
+
+def times_of(schedule: Schedule) -> Tensor:
+    """The first and last steps, and some between: 1 itself where alpha(1) > 0, so that no weight is 0."""
+    total = schedule.steps or 1000
+    steps = torch.tensor([1, 2, total // 3, total // 2, total - 1, total - ends_in_noise(schedule)])
+    return steps.double() / total
+
+
+@pytest.mark.parametrize("name", PROCESS_NAMES)
+def test_networks_that_make_the_same_x0_have_the_same_loss(name: str) -> None:
+    """Every target that is not refused, under every weight, at every time, to 1e-10; and so for the bounds.
+
+    It is the weight on the x_0 error, times (sigma/det)^2 on the target's own.
+    """
+    schedule, shape = process(name)
+    t = times_of(schedule)
+    at, eps = noised(schedule, t, shape=shape)
     x0 = at.x_0 + 0.1 * torch.randn(at.x_0.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     alpha, sigma = gaussian.expand(schedule.alpha(t), x0), gaussian.expand(schedule.sigma(t), x0)
     implied = (at.x_t - alpha * x0) / sigma
-    values = {y: LOSSES["simple"](at, says(y, at, x0, implied), WEIGHTINGS[weighting]) for y in allowed(schedule)}
-    assert len(values) >= 4
-    for value in values.values():
-        assert value.shape == (4,)
+    targets = allowed(schedule)
+    predictions = {target: says(target, at, x0, implied) for target in targets}
+    assert len(targets) >= (3 if name == "blurring" else 4)
+    for kind, weighting in [*product(["simple"], WEIGHTINGS), *product(LOSSES, ["simple"])]:  # bounds have no weight
+        values = {target: LOSSES[kind](at, p, WEIGHTINGS[weighting]) for target, p in predictions.items()}
+        for value in values.values():
+            assert value.shape == t.shape
+            torch.testing.assert_close(value, values["x0"], rtol=1e-10, atol=0)
+    factors = {y: gaussian.expand((schedule.sigma(t) / par.determinant(y, schedule, t)).square(), x0) for y in targets}
+    errors = {y: par.to_target(y, schedule, t, x0 - at.x_0, implied - eps) for y in targets}
+    for weigh in WEIGHTINGS.values():
+        weight = gaussian.expand(weigh(schedule, t), x0)
+        value = LOSSES["simple"](at, predictions["x0"], weigh)
         assert bool((value > 0).all())
-        torch.testing.assert_close(value, values["x0"], rtol=1e-10, atol=0)
+        for target in targets:
+            direct = (weight * factors[target] * errors[target].square()).flatten(1).mean(1)
+            torch.testing.assert_close(value, direct, rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -225,21 +265,21 @@ def quantiles(n: int) -> Tensor:
 
 def test_uniform_times_visit_each_step_alike() -> None:
     schedule = schedules.cosine(50)
-    t, weight = losses.uniform(quantiles(5000), schedule, None)
+    t, weight = times.uniform(quantiles(5000), schedule, None)
     steps, counts = (t * 50).round().long().unique(return_counts=True)
     assert torch.equal(steps, torch.arange(1, 51))
     assert bool((counts == 100).all())
     assert bool((weight == 1).all())
-    edge, _ = losses.uniform(torch.tensor([0.0, 1 - 1e-16], dtype=torch.float64), schedule, None)
+    edge, _ = times.uniform(torch.tensor([0.0, 1 - 1e-16], dtype=torch.float64), schedule, None)
     assert edge.tolist() == [1 / 50, 1]
 
 
 def test_uniform_times_of_a_continuous_schedule() -> None:
     u = quantiles(1000)
-    t, _ = losses.uniform(u, schedules.rectified(), None)
+    t, _ = times.uniform(u, schedules.rectified(), None)
     assert torch.equal(t, u)
-    t, _ = losses.uniform(torch.tensor([0.0, 1.0], dtype=torch.float64), schedules.rectified(), None)
-    assert t.tolist() == [losses.EDGE, 1 - losses.EDGE]
+    t, _ = times.uniform(torch.tensor([0.0, 1.0], dtype=torch.float64), schedules.rectified(), None)
+    assert t.tolist() == [times.EDGE, 1 - times.EDGE]
 
 
 def test_stratified_times_are_one_in_each_part() -> None:
@@ -248,22 +288,22 @@ def test_stratified_times_are_one_in_each_part() -> None:
     everything = []
     for _ in range(200):
         u = torch.rand(8, dtype=torch.float64, generator=generator)
-        t, weight = losses.stratified(u, schedules.rectified(), None)
+        t, weight = times.stratified(u, schedules.rectified(), None)
         assert (t * 8).floor().sort().values.tolist() == list(range(8))
         assert bool((weight == 1).all())
         everything.append(t[3].item())
     assert stats.kstest(everything, "uniform").pvalue > 1e-4
-    t, _ = losses.stratified(torch.full((50,), 0.37, dtype=torch.float64), schedules.cosine(50), None)
+    t, _ = times.stratified(torch.full((50,), 0.37, dtype=torch.float64), schedules.cosine(50), None)
     assert sorted((t * 50).round().tolist()) == list(range(1, 51))
 
 
 def test_logit_normal_times() -> None:
     u = quantiles(4000)
     for mean, std in ((0.0, 1.0), (-0.5, 0.7)):
-        t, weight = losses.logit_normal(u, schedules.rectified(), None, mean=mean, std=std)
+        t, weight = times.logit_normal(u, schedules.rectified(), None, mean=mean, std=std)
         assert stats.kstest(torch.logit(t).numpy(), "norm", args=(mean, std)).statistic < 1e-3
         assert bool((weight == 1).all())
-    t, _ = losses.logit_normal(torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64), schedules.cosine(10), None)
+    t, _ = times.logit_normal(torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64), schedules.cosine(10), None)
     assert t.tolist() == [0.1, 0.6, 1.0]
 
 
@@ -272,15 +312,15 @@ def test_importance_times_follow_p_and_stay_unbiased() -> None:
     p = torch.tensor([0.1, 0.4, 0.05, 0.25, 0.2], dtype=torch.float64)
     schedule = schedules.cosine(5)
     u = quantiles(10_000)
-    t, weight = losses.importance(u, schedule, p)
+    t, weight = times.importance(u, schedule, p)
     i = (t * 5).round().long() - 1
     torch.testing.assert_close(i.bincount(minlength=5).double() / 10_000, p, rtol=1e-3, atol=0)
     value = torch.tensor([3.0, -1.0, 10.0, 0.5, 7.0], dtype=torch.float64)
     torch.testing.assert_close((weight * value[i]).mean(), value.mean(), rtol=1e-3, atol=0)
-    last, _ = losses.importance(torch.tensor([1 - 1e-17], dtype=torch.float64), schedule, p)
+    last, _ = times.importance(torch.tensor([1 - 1e-17], dtype=torch.float64), schedule, p)
     assert last == 1
     with pytest.raises(ValueError, match="need a T-step schedule"):
-        losses.importance(u, schedules.rectified(), None)
+        times.importance(u, schedules.rectified(), None)
 
 
 def test_importance_probabilities() -> None:
@@ -288,12 +328,12 @@ def test_importance_probabilities() -> None:
     seen = (
         torch.rand(6, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 7)[:, None]
     )
-    p = losses.importance_probabilities(seen)
+    p = times.importance_probabilities(seen)
     rms = np.sqrt((seen.numpy() ** 2).mean(1))
     np.testing.assert_allclose(p.numpy(), 0.999 * rms / rms.sum() + 0.001 / 6, rtol=1e-12)
     assert p.sum().item() == pytest.approx(1)
     seen[2, 9] = math.nan
-    assert torch.equal(losses.importance_probabilities(seen), torch.full((6,), 1 / 6, dtype=torch.float64))
+    assert torch.equal(times.importance_probabilities(seen), torch.full((6,), 1 / 6, dtype=torch.float64))
 
 
 def test_every_way_to_draw_times_gives_times_of_the_schedule(schedule: Schedule) -> None:
@@ -309,3 +349,48 @@ def test_every_way_to_draw_times_gives_times_of_the_schedule(schedule: Schedule)
         if schedule.steps:
             i = schedule.steps * t
             assert bool(((i - i.round()).abs() < 1e-9).all())
+
+
+# ---- EDM's log-normal noise
+
+
+def test_log_normal_noise_as_karras() -> None:
+    """ln sigma ~ N(-1.2, 1.2^2) on EDM's own schedule, and ln(sigma/alpha) so on every continuous one."""
+    u = quantiles(4000)
+    for name in ("edm", "rectified", "linear_continuous", "cosine_continuous"):
+        schedule = schedules.SCHEDULES[name]()
+        t, weight = times.log_normal(u, schedule, None)
+        ratio = (schedule.sigma(t) / schedule.alpha(t)).log().numpy()
+        assert stats.kstest(ratio, "norm", args=(-1.2, 1.2)).statistic < 1e-3, name
+        assert ratio.mean() == pytest.approx(-1.2, abs=2e-3)
+        assert ratio.std() == pytest.approx(1.2, abs=5e-3)
+        assert bool((weight == 1).all())
+    t, _ = times.log_normal(u, schedules.edm(), None, mean=0.5, std=0.3)
+    assert stats.kstest((80 * t).log().numpy(), "norm", args=(0.5, 0.3)).statistic < 1e-3
+    drawn = torch.rand(20_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    t, _ = times.log_normal(drawn, schedules.edm(), None)
+    assert stats.kstest((80 * t).log().numpy(), "norm", args=(-1.2, 1.2)).pvalue > 1e-4
+    ends, _ = times.log_normal(torch.tensor([0.0, 1.0], dtype=torch.float64), schedules.edm(), None)
+    assert ends.tolist() == [times.EDGE, 1 - times.EDGE]
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "zero_terminal"])
+def test_log_normal_noise_of_a_discrete_schedule_is_on_its_grid(name: str) -> None:
+    """Step i is drawn as often as ln(sigma/alpha) of (i - 1)/T .. i/T is."""
+    schedule = schedules.SCHEDULES[name](steps=50)
+    t, _ = times.log_normal(quantiles(20_000), schedule, None)
+    i = (t * 50).round()
+    assert bool(((t * 50 - i).abs() < 1e-9).all())
+    grid = torch.arange(51, dtype=torch.float64) / 50
+    below = stats.norm.cdf(-0.5 * schedule.logsnr(grid).numpy(), -1.2, 1.2)
+    below[-1] = 1  # what lies beyond the schedule's own noise is its last step
+    np.testing.assert_allclose(np.bincount(i.long(), minlength=51)[1:] / 20_000, np.diff(below), atol=1.1e-4)
+
+
+def test_log_normal_noise_of_frequencies_is_that_of_frequency_zero() -> None:
+    """Blurring has an alpha for every frequency; its path is the one whose noise is drawn."""
+    from sfumato.corruptions import Blurring
+
+    schedule = Blurring(8, 8)
+    t, _ = times.log_normal(quantiles(1000), schedule, None)
+    assert torch.equal(t, times.log_normal(quantiles(1000), schedule.path, None)[0])

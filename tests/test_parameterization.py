@@ -13,8 +13,9 @@ from torch import Tensor
 from sfumato import gaussian, schedules
 from sfumato import parameterization as par
 from sfumato.denoiser import Prediction
-from sfumato.parameterization import TARGETS, VARIANCES
+from sfumato.parameterization import TARGETS
 from sfumato.schedules import SCHEDULES, Schedule
+from sfumato.variances import VARIANCES
 
 
 def one_of_each(name: str) -> Schedule:

@@ -259,3 +259,109 @@ def test_mistakes_are_answered(make: Callable[[], Schedule], words: list[str]) -
         make()
     assert all(word in str(error.value) for word in words), str(error.value)
     assert "\n" not in str(error.value)
+
+
+# ---- zero terminal signal-to-noise ratio
+
+
+@pytest.mark.parametrize(
+    ("of", "steps"), [("linear", 1000), ("linear", 200), ("quadratic", 500), ("sigmoid", 1000), ("cosine", 2)]
+)
+def test_zero_terminal_is_algorithm_1(of: str, steps: int) -> None:
+    """arXiv:2305.08891: sqrt(abar) less its last value, times what brings its first value back; alpha_T = 0 exactly."""
+    inner, ours = SCHEDULES[of](steps=steps), schedules.zero_terminal(of, steps)
+    assert isinstance(inner, Discrete)
+    root = [mp.sqrt(mpf(a)) for a in inner.alphas_cumprod.tolist()]
+    scaled = [(a - root[-1]) * root[0] / (root[0] - root[-1]) for a in root]
+    alpha = ours.alpha(torch.arange(1, steps + 1) / steps)
+    assert relative(alpha[:-1], scaled[:-1]) < 1e-9
+    assert alpha[-1] == 0
+    assert alpha[0] == pytest.approx(inner.alpha(torch.tensor([1 / steps], dtype=torch.float64)).item(), rel=1e-14)
+    assert ours.betas[-1] == 1
+    assert ours.sigma(torch.ones(1)) == 1
+    assert ours.logsnr(torch.ones(1)) == -math.inf
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("of", ["linear", "sigmoid"])
+def test_zero_terminal_is_diffusers(of: str) -> None:
+    from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
+
+    theirs = rescale_zero_terminal_snr(SCHEDULES[of]().betas)  # type: ignore[attr-defined]
+    ours = schedules.zero_terminal(of)
+    torch.testing.assert_close(ours.betas, theirs, rtol=1e-9, atol=1e-13)
+    torch.testing.assert_close(ours.alphas_cumprod, (1 - theirs).cumprod(0), rtol=1e-8, atol=0)
+
+
+def test_the_last_step_to_zero_is_straight_in_alpha() -> None:
+    """There log alpha has no end to be straight to."""
+    schedule = schedules.zero_terminal("linear", 100)
+    t = torch.tensor([0.99, 0.9925, 0.995, 0.9975, 1.0], dtype=torch.float64)
+    alpha = schedule.alpha(t)
+    torch.testing.assert_close(alpha, alpha[0] * torch.linspace(1, 0, 5).double(), rtol=1e-9, atol=0)
+    torch.testing.assert_close(schedule.sigma(t), (1 - alpha.square()).sqrt(), rtol=1e-12, atol=0)
+    assert bool(torch.isfinite(schedule.dalpha(t)).all())
+    torch.testing.assert_close(schedule.dalpha(t[1:4]), -100 * alpha[0].expand(3), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("of", ["zero_terminal", "rectified", "edm", "cosin", "from_betas"])
+def test_zero_terminal_of_what_has_no_steps(of: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"zero_terminal is made of a T-step|unknown schedule|from_betas|'steps'"
+    ) as told:
+        schedules.zero_terminal(of)
+    assert "\n" not in str(told.value)
+
+
+# ---- the time of a logsnr, the path, and derivatives of many values a time
+
+
+def test_time_of_logsnr_is_its_inverse(schedule: Schedule) -> None:
+    """Both ways, wherever logsnr is between its ends; beyond them the nearest end."""
+    t = torch.linspace(0.003, 0.997, 211, dtype=torch.float64)
+    found = schedule.time_of_logsnr(schedule.logsnr(t))
+    # near a step of the grid all times are that step (SNAP), so there time is known to so much only
+    torch.testing.assert_close(found, t, rtol=0, atol=1e-12 if schedule.steps is None else 3e-7)
+    torch.testing.assert_close(
+        schedule.logsnr(found), schedule.logsnr(t), rtol=0, atol=1e-9 if schedule.steps is None else 1e-3
+    )
+    last = schedule.logsnr(torch.ones(1)).item()
+    beyond = schedule.time_of_logsnr(
+        torch.tensor([math.inf, 1e6, last - 10 if math.isfinite(last) else -1e6, -math.inf])
+    )
+    assert beyond[0] < 1e-15
+    assert beyond[2:].tolist() == [1, 1]
+    assert schedule.time_of_logsnr(0.3).shape == ()
+    assert schedule.time_of_logsnr(torch.zeros(2, 3)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "zero_terminal"])
+def test_time_of_logsnr_at_a_step_is_that_step(name: str) -> None:
+    """To the last digits: a hair beside a step its alpha is off by what times are snapped by, 2e-4 of a step."""
+    schedule = SCHEDULES[name]()
+    t = torch.arange(1, 1000, dtype=torch.float64) / 1000
+    for rounding in (-1e-12, 0, 1e-12):
+        found = schedule.time_of_logsnr(schedule.logsnr(t) + rounding)
+        torch.testing.assert_close(schedule.logsnr(found), schedule.logsnr(t), rtol=0, atol=1e-10)
+
+
+def test_the_path_is_the_schedule_itself(schedule: Schedule) -> None:
+    assert schedule.path is schedule
+
+
+def test_derivatives_of_many_values_a_time() -> None:
+    """d f(t) / dt of an f of (B, 1, H, W), each value by its own t; a constant has none."""
+    schedule = schedules.rectified()
+    t = torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64)
+    power = torch.tensor([[1.0, 2.0], [3.0, 5.0]], dtype=torch.float64)
+
+    def f(t: Tensor) -> Tensor:
+        return t.reshape(-1, 1, 1, 1) ** power
+
+    got = schedule.derivative(f, t)
+    rows = t.reshape(-1, 1, 1, 1)
+    torch.testing.assert_close(got, power * rows ** (power - 1), rtol=1e-13, atol=0)
+    assert got.shape == (3, 1, 2, 2)
+    assert torch.equal(schedule.derivative(lambda t: torch.ones(3, 1, 2, 2), t), torch.zeros(3, 1, 2, 2))
+    assert schedule.derivative(torch.square, t[0]).item() == pytest.approx(0.4)
+    assert not got.requires_grad

@@ -79,10 +79,13 @@ def _name_first(args: Sequence[str], what: str, usage: str) -> tuple[str, list[s
 
 def train(args: Sequence[str]) -> None:
     """train a recipe; to resume, give the same command again"""
-    from sfumato import data, grids, losses, nn, parameterization, samplers, schedules
+    from sfumato import data, grids, nn, parameterization, samplers, times
+    from sfumato.corruptions import PROCESSES
+    from sfumato.losses import WEIGHTINGS
     from sfumato.options import unknown
     from sfumato.recipes import RECIPES
     from sfumato.train import DECAYS
+    from sfumato.train.objectives import OBJECTIVES
 
     tables = "\n".join(
         [
@@ -90,11 +93,11 @@ def train(args: Sequence[str]) -> None:
             _rows("recipes", {name: _first_line(recipe.__doc__) for name, recipe in RECIPES.items()}),
             _rows("data sets", {row: _first_line(f.__doc__) for row, f in data.DATASETS.items()}),
             _rows("networks", {row: network.summary for row, network in nn.NETWORKS.items()}),
-            _rows("schedules", list(schedules.SCHEDULES)),
+            _rows("schedules", list(PROCESSES)),
             _rows("targets", list(parameterization.TARGETS)),
-            _rows("losses", list(losses.LOSSES)),
-            _rows("weightings", list(losses.WEIGHTINGS)),
-            _rows("times", list(losses.TIMES)),
+            _rows("losses", list(OBJECTIVES)),
+            _rows("weightings", list(WEIGHTINGS)),
+            _rows("times", list(times.TIMES)),
             _rows("learning rate decays", list(DECAYS)),
             _rows("samplers", {name: row.summary for name, row in samplers.SAMPLERS.items()}),
             _rows("grids", list(grids.GRIDS)),
@@ -231,6 +234,7 @@ def sample(args: Sequence[str]) -> None:
         seed=given.seed,
         label=given.label,
         guidance=given.guidance,
+        schedule=given.schedule,
         batch=given.batch,
     )
     samples.settings.update(model=str(name), ema=given.ema, precision=given.precision)

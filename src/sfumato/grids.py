@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfumato.options import whole
+from sfumato.options import above_zero, whole
 from sfumato.schedules import Schedule
 
 RATIOS = (0.002, 80.0)  # sigma/alpha is taken between EDM's sigma_min and sigma_max
@@ -74,15 +74,13 @@ def trailing(schedule: Schedule, steps: int) -> Tensor:
 
 
 def quadratic(schedule: Schedule, steps: int) -> Tensor:
-    k = np.linspace(0, 1, whole("steps", steps, schedule.steps) + 1)
-    return _visit(schedule, k**2 * (schedule.steps or 1))
+    u = np.linspace(0, 1, whole("steps", steps, schedule.steps) + 1)
+    return _visit(schedule, u**2 * (schedule.steps or 1))
 
 
 def shifted(schedule: Schedule, steps: int, shift: float = 3.0) -> Tensor:
-    if not shift > 0:
-        raise ValueError(f"option shift of grid shifted is a number above 0; got {shift}")
     u = np.linspace(0, 1, whole("steps", steps, schedule.steps) + 1)
-    return _visit(schedule, shift * u / (1 + (shift - 1) * u) * (schedule.steps or 1))
+    return _visit(schedule, above_zero("shift", shift) * u / (1 + (shift - 1) * u) * (schedule.steps or 1))
 
 
 def ratio(schedule: Schedule, steps: int) -> Tensor:
@@ -90,8 +88,7 @@ def ratio(schedule: Schedule, steps: int) -> Tensor:
 
 
 def karras(schedule: Schedule, steps: int, rho: float = 7.0) -> Tensor:
-    if not rho > 0:
-        raise ValueError(f"option rho of grid karras is a number above 0; got {rho}")
+    above_zero("rho", rho)
     low, high = _reach(schedule)
     u = np.linspace(low ** (1 / rho), high ** (1 / rho), whole("steps", steps, schedule.steps))
     return _at_ratios(schedule, u**rho)

@@ -13,11 +13,9 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, final
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,7 +24,7 @@ from sfumato import data as datasets
 from sfumato.checkpoints import ema as averages
 from sfumato.checkpoints import native
 from sfumato.corruptions import Blurring, Cold
-from sfumato.data import Data, Rows
+from sfumato.data import Data
 from sfumato.denoiser import Denoiser, NetworkDenoiser, Prediction
 from sfumato.nn import NETWORKS, Conditions
 from sfumato.noise import PRIOR, normal
@@ -128,12 +126,6 @@ class ModelConfig:
             raise ValueError(f"{where} does not read as a config: {error}") from error
 
 
-@lru_cache(maxsize=2)
-def held_out(of: Data) -> Rows:
-    """The held-out rows of some data."""
-    return datasets.load(of).held_out
-
-
 def build_network(config: ModelConfig) -> nn.Module:
     """The untrained network of a config."""
     if config.network not in NETWORKS:
@@ -227,27 +219,11 @@ class Model:
         """
         own = self.denoiser.schedule
         if self.config.source:
-            return self._rows(Data(**self.config.source), seeds, None)
+            return self.codec.encode(datasets.picked(Data(**self.config.source), seeds)).to(self.device)
         if isinstance(own, Cold):
-            x_0 = self._rows(self.config.trained_on, seeds, labels)
+            x_0 = self.codec.encode(datasets.picked(self.config.trained_on, seeds, labels)).to(self.device)
             return own.degrade(x_0, torch.ones(len(seeds), dtype=torch.float64))
         return (schedule or own).prior_std * normal(seeds, self.config.shape, PRIOR).to(self.device)
-
-    def _rows(self, of: Data, seeds: Sequence[int], labels: Tensor | None) -> Tensor:
-        """The held-out row that each seed means, encoded; where labels are given, the seed-th of that label."""
-        rows = held_out(of)
-        every = rows.take(np.arange(len(rows)))
-        if labels is None or "label" not in every:
-            index = [seed % len(rows) for seed in seeds]
-        else:
-            of_label = [np.flatnonzero(np.asarray(every["label"]) == int(label)) for label in labels]
-            index = [
-                int(some[(seed // max(len(of_label), 1)) % len(some)])
-                for seed, some in zip(seeds, of_label, strict=True)
-            ]
-        x = every["x"]
-        assert isinstance(x, Tensor)
-        return self.codec.encode(x[index]).to(self.device)
 
     def _check_start(self, sampler: str | samplers.Sampler) -> None:
         name = sampler.partition(":")[0] if isinstance(sampler, str) else ""

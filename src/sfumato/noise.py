@@ -31,6 +31,8 @@ AUGMENT = 6  # crops and flips
 NETWORK = 7  # dropout inside the network
 DATA = 8  # testbed samples
 BOUND = 9  # Monte-Carlo draws of the likelihood bound
+HUTCHINSON = 10  # the probes of a divergence
+DEQUANTISE = 11  # uniform noise within a bin
 SPANS = 12  # the training's second time s < t, for average velocities
 
 

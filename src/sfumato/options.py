@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -37,6 +38,13 @@ def whole(what: str, given: Any, most: int | None = None) -> int:
         raise ValueError(
             f"{what} must be a whole number {'>= 1' if most is None else f'from 1 to {most}'}; got {given!r}"
         )
+    return given
+
+
+def above_zero(what: str, given: float) -> float:
+    """A finite number above 0, or ValueError."""
+    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given < math.inf:
+        raise ValueError(f"option {what} is a number above 0; got {given!r}")
     return given
 
 

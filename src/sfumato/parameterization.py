@@ -22,28 +22,19 @@ EDM's coefficients, for data of standard deviation sigma_data, here for any alph
 det tells where a row is ill-conditioned: REFUSED lists the pairs that do not work, with the reason and the way out.
 From (2) an error d in x0 is an error -(det/sigma) d in y, so a weight w on the x0 error is w (sigma/det)^2 on y's.
 
-The reverse variance of a step t -> s is one of VARIANCES, as log variance:
-
-    large     v_ts                                     small   u_ts (clipped at s = 0)
-    learned   exp(m log v_ts + (1 - m) log u_ts), m = what the network says
-    optimal   u_ts + c_0^2 Var[x_0 | x_t], the best diagonal one, where the denoiser knows it
-
 T. Salimans, J. Ho, "Progressive Distillation", arXiv:2202.00512 (v)
 T. Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", arXiv:2206.00364 (edm)
 Y. Lipman et al., "Flow Matching for Generative Modeling", arXiv:2210.02747 (flow)
-A. Nichol, P. Dhariwal, "Improved DDPM", arXiv:2102.09672 (learned)
-F. Bao et al., "Analytic-DPM", arXiv:2201.06503 (optimal)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from sfumato.gaussian import expand, posterior_coefficients, posterior_log_variance, transition_coefficients
+from sfumato.gaussian import expand
 from sfumato.options import unknown
 from sfumato.schedules import Schedule
 
@@ -99,7 +90,7 @@ def ends_in_noise(schedule: Schedule) -> bool:
 REFUSED: dict[str, tuple[Callable[[Schedule], bool], str]] = {
     "eps": (ends_in_noise, "alpha(1) = 0, so eps says nothing of x_0 at t = 1"),
     "score": (ends_in_noise, "alpha(1) = 0, so the score says nothing of x_0 at t = 1"),
-    "flow": (lambda schedule: schedule.name == "blurring", "its alpha' is so steep that errors in x_0 are 600 times y's"),
+    "flow": (lambda s: s.name == "blurring", "alpha' is so steep there that errors grow 600-fold in x_0"),
 }
 
 
@@ -139,50 +130,3 @@ def from_target(target: str, schedule: Schedule, t: Tensor, x_t: Tensor, y: Tens
 def scaled_input(target: str, schedule: Schedule, t: Tensor, x_t: Tensor) -> Tensor:
     """What the network is shown: c_in x_t for EDM (3), x_t itself for every other row."""
     return expand(edm_coefficients(schedule, t)[0], x_t) * x_t if target == "edm" else x_t
-
-
-class Predicted(Protocol):
-    """What a variance may look at: the parts of a Prediction that say how sure it is."""
-
-    @property
-    def variance_mix(self) -> Tensor | None: ...
-    @property
-    def x0_variance(self) -> Tensor | None: ...
-
-
-def _large(schedule: Schedule, t: Tensor, s: Tensor, prediction: Predicted) -> Tensor:
-    return transition_coefficients(schedule, s, t)[1].log()
-
-
-def _small(schedule: Schedule, t: Tensor, s: Tensor, prediction: Predicted) -> Tensor:
-    return posterior_log_variance(schedule, t, s)
-
-
-def _learned(schedule: Schedule, t: Tensor, s: Tensor, prediction: Predicted) -> Tensor:
-    mix = prediction.variance_mix
-    if mix is None:
-        raise ValueError("variance 'learned' needs a network that predicts it; take 'small' or 'large'")
-    high, low = _large(schedule, t, s, prediction), _small(schedule, t, s, prediction)
-    return expand(low, mix) + mix * expand(high - low, mix)
-
-
-def _optimal(schedule: Schedule, t: Tensor, s: Tensor, prediction: Predicted) -> Tensor:
-    spread = prediction.x0_variance
-    if spread is None:
-        raise ValueError("variance 'optimal' needs a denoiser that knows Var[x_0 | x_t], as the testbed's do")
-    _, c_0, u_ts = posterior_coefficients(schedule, t, s)
-    return (expand(u_ts, spread) + expand(c_0.square(), spread) * spread).log()
-
-
-def _model(schedule: Schedule, t: Tensor, s: Tensor, prediction: Predicted) -> Tensor:
-    return (_small if prediction.variance_mix is None else _learned)(schedule, t, s, prediction)
-
-
-# log variance of p(x_s | x_t), (B,) or (B, ...); "model" is what the network learned, or small if it learned none
-VARIANCES: dict[str, Callable[[Schedule, Tensor, Tensor, Predicted], Tensor]] = {
-    "model": _model,
-    "large": _large,
-    "small": _small,
-    "learned": _learned,
-    "optimal": _optimal,
-}

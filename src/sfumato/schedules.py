@@ -43,7 +43,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfumato.options import split, unknown, whole
+from sfumato.options import above_zero, split, unknown, whole
 
 SNAP = 2.0**-22  # a time this near to a step of the T-step grid is that step: float32 has at most 2^-24 between times
 
@@ -65,8 +65,7 @@ class Schedule(abc.ABC):
 
     def __post_init__(self) -> None:
         for option, given in asdict(self).items():  # type: ignore[call-overload]
-            if not isinstance(given, int | float) or not 0 < given < math.inf:
-                raise ValueError(f"option {option} of schedule {self.name} is a number above 0; got {given!r}")
+            above_zero(f"{option} of schedule {self.name}", given)
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -98,10 +97,7 @@ class Schedule(abc.ABC):
         return high
 
     def derivative(self, of: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
-        """d of(t) / dt for one of this schedule's own functions, exactly, of the shape of of(t).
-
-        Differentiated twice in reverse: J^T v is linear in v, and its derivative by v along ones is J 1.
-        """
+        """d of(t) / dt for one of this schedule's own functions, exactly: J^T v is linear in v, its derivative J 1."""
         with torch.inference_mode(False), torch.enable_grad():
             t = _double(t).detach().clone().requires_grad_()
             value = of(t)
@@ -148,8 +144,9 @@ class Discrete(VariancePreserving):
         small = (betas > 0) & (betas < 1)
         small[-1:] |= (betas[-1:] == 1) & (self.name == "zero_terminal")
         if betas.ndim != 1 or len(betas) == 0 or not bool(small.all()):
+            span = f"values from {betas.min():.4g} to {betas.max():.4g}" if betas.numel() else "nothing"
             raise ValueError(
-                f"betas must be numbers in (0, 1), got {_span(betas)} for {self.name!r} with {len(betas)} steps; "
+                f"betas must be numbers in (0, 1), got {span} for {self.name!r} with {len(betas)} steps; "
                 "betas are scaled by 1000/steps, so take more steps, a smaller beta_end, or 'cosine'"
             )
         cumulative = torch.cumsum(torch.log1p(-betas), 0)
@@ -195,10 +192,6 @@ class Discrete(VariancePreserving):
     def sigma(self, t: Tensor) -> Tensor:
         log, rest = self._parts(t)
         return torch.sqrt(-torch.expm1(log) + log.exp() * (1 - rest.square()))
-
-
-def _span(values: Tensor) -> str:
-    return "nothing" if values.numel() == 0 else f"values from {values.min().item():.4g} to {values.max().item():.4g}"
 
 
 def _ramp(steps: int, first: float, last: float) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -15,25 +16,53 @@ from PIL import Image
 from sfumato import cli, experiments
 from sfumato.experiments import (
     EXPERIMENTS,
+    assumptions,
     bound_terms,
+    flow,
     forward_chain,
     interpolation,
+    nll,
     progressive,
+    reconstruction,
     reproduce,
     reverse_film,
     schedules,
 )
 from sfumato.experiments.report import UNFINISHED, Request, digest, number, remembered
 
-TINY: dict[str, tuple[ModuleType, dict[str, int]]] = {
+TINY: dict[str, tuple[ModuleType, dict[str, Any]]] = {
     "forward-chain": (forward_chain, {"chains": 4, "pixels": 16, "frames": 5}),
     "schedules": (schedules, {"repeats": 2}),
     "reverse-film": (reverse_film, {"training": 2, "steps": 10, "samples": 3, "batch": 3, "pixels": 16, "frames": 10}),
     "bound-terms": (bound_terms, {"rows": 3, "block": 2}),
     "progressive": (progressive, {"samples": 10, "steps": 10, "frames": 5, "block": 6}),
     "interpolation": (interpolation, {"pairs": 2, "steps": 4}),
+    "assumptions": (assumptions, {"training": 2, "batch": 4, "samples": 10, "calls": (1, 2), "rows": 2}),
+    "nll": (
+        nll,
+        {
+            "training": 2,
+            "batch": 4,
+            "samples": 10,
+            "rows": 2,
+            "ode_rows": 2,
+            "steps": 25,
+            "sampled": 2,
+            "tolerance": 0.5,
+        },
+    ),
+    "flow": (
+        flow,
+        {"plane": 2, "points": 20, "digits": 2, "samples": 10, "batch": 4, "steps": (1, 2), "fine": 4},
+    ),
+    "reconstruction": (
+        reconstruction,
+        {"rows": 2, "steps": (5,), "tolerances": (), "pairs": 1, "exact": (8, 16)},
+    ),
 }
-WITH_MODEL = sorted(set(TINY) - {"forward-chain", "schedules"})
+WITHOUT_MODEL = {"forward-chain", "schedules", "assumptions", "nll", "flow"}
+WITH_MODEL = sorted(set(TINY) - WITHOUT_MODEL)
+IN_BLOCKS = sorted(set(TINY) - {"forward-chain", "schedules"})
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +113,7 @@ def test_weights_change_the_numbers(name: str, tmp_path: Path, saved: Callable[[
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", WITH_MODEL)
+@pytest.mark.parametrize("name", IN_BLOCKS)
 def test_a_stopped_run_goes_on(
     name: str, tmp_path: Path, saved: Callable[[int], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

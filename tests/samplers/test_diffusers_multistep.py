@@ -29,7 +29,8 @@ from diffusers import DPMSolverMultistepScheduler, HeunDiscreteScheduler, PNDMSc
 from torch import Tensor
 
 from sfumato import samplers, schedules
-from sfumato.denoiser import Prediction, Query
+from sfumato.asking import Query
+from sfumato.denoiser import Prediction
 from sfumato.parameterization import from_target, to_target
 from sfumato.samplers import Sampler
 from sfumato.samplers.loop import Noise, Steps, Walk

@@ -1,4 +1,4 @@
-"""Every row of SAMPLERS has the order it declares, measured against exact solutions, and declares no less than promised."""
+"""Every row of SAMPLERS has the order it declares, measured against exact solutions; none declares too little."""
 
 from __future__ import annotations
 

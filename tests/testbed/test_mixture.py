@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 from sfumato import gaussian, grids, schedules
-from sfumato.parameterization import VARIANCES
 from sfumato.schedules import Schedule
 from sfumato.testbed import GaussianMixture
+from sfumato.variances import VARIANCES
 
 TIMES = [0.02, 0.3, 0.8, 1.0]
 

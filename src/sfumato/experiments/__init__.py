@@ -15,7 +15,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sfumato.experiments import bound_terms, forward_chain, interpolation, progressive, reverse_film, schedules
+from sfumato.experiments import (
+    assumptions,
+    bound_terms,
+    flow,
+    forward_chain,
+    interpolation,
+    nll,
+    progressive,
+    reconstruction,
+    reverse_film,
+    schedules,
+    solver_orders,
+)
 from sfumato.experiments.report import UNFINISHED, Report, Request, write
 from sfumato.options import unknown
 
@@ -35,6 +47,15 @@ EXPERIMENTS: dict[str, Experiment] = {
     "bound-terms": Experiment(bound_terms.run, "L_T, every L_{t-1}, L_0 and lambda_t of a trained model, bits/dim"),
     "progressive": Experiment(progressive.run, "the predicted x_0 as t falls (DDPM, figure 6)"),
     "interpolation": Experiment(interpolation.run, "two held-out pictures mixed at several t (DDPM, figures 8 and 9)"),
+    "solver-orders": Experiment(
+        solver_orders.run, "error of every deterministic solver by steps and by calls, log-log"
+    ),
+    "assumptions": Experiment(assumptions.run, "eps, x0, v, flow, no time, blur: one budget, one score"),
+    "nll": Experiment(
+        nll.run, "linear and cosine x simple, hybrid, vlb: bits/dim and samples (Improved DDPM, table 2)"
+    ),
+    "flow": Experiment(flow.run, "paths straight or bent, with and without coupling: straightness, steps needed"),
+    "reconstruction": Experiment(reconstruction.run, "encode and decode: error by steps, paths between latents (DDIM)"),
 }
 
 __all__ = ["EXPERIMENTS", "Experiment", "Report", "Request", "reproduce"]

@@ -15,7 +15,8 @@ from dataclasses import replace
 
 import torch
 
-from sfumato.denoiser import NEUTRAL, Denoiser, Prediction, Query
+from sfumato.asking import NEUTRAL, Query
+from sfumato.denoiser import Denoiser, Prediction
 from sfumato.gaussian import expand as rows
 from sfumato.guidance.guided import Guidance, Guided
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from sfumato.denoiser import Denoiser, Prediction, Query, from_x0
+from sfumato.asking import Query
+from sfumato.denoiser import Denoiser, Prediction, from_x0
 from sfumato.guidance.guided import Guidance, Guided
 
 

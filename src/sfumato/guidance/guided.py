@@ -8,7 +8,8 @@ from typing import final
 
 from torch import Tensor
 
-from sfumato.denoiser import Cond, Denoiser, Prediction, Query, ask
+from sfumato.asking import Query, ask
+from sfumato.denoiser import Cond, Denoiser, Prediction
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,8 @@ class SampleArguments:
     """A class, by number or name; without it the classes come in turn."""
     guidance: float | None = None
     """Classifier-free guidance scale w; 1 is the plain conditional model."""
+    schedule: str | None = None
+    """Walk along another schedule than that of the training, such as rectified."""
     ema: float | None = None
     """Another EMA length, a share of the training such as 0.05 (MODEL must be a run)."""
     precision: str = "float32"

@@ -2,7 +2,7 @@
 
     x_s = c_t x_t + c_0 x0(x_t, t) + sqrt(variance) z,   z ~ N(0, I)                                        (1)
 
-with c_t, c_0 of q(x_s | x_t, x_0) (`gaussian` (3)) and a row of `parameterization.VARIANCES`.  The last step, to
+with c_t, c_0 of q(x_s | x_t, x_0) (`gaussian` (3)) and a row of `variances.VARIANCES`.  The last step, to
 s = 0, adds no noise.  With S = T steps this is DDPM's Algorithm 2; with fewer, the same posterior over longer steps.
 
 J. Ho, A. Jain, P. Abbeel, "Denoising Diffusion Probabilistic Models", arXiv:2006.11239, Algorithm 2
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from sfumato.gaussian import expand, posterior
 from sfumato.options import unknown
-from sfumato.parameterization import VARIANCES
 from sfumato.samplers.loop import Noise, Query, Steps, Walk
 from sfumato.schedules import Schedule
+from sfumato.variances import VARIANCES
 
 
 def ancestral(x: Tensor, times: Steps, schedule: Schedule, noise: Noise, *, variance: str = "model") -> Walk:

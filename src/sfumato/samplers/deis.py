@@ -14,8 +14,8 @@ J_n = int tau^n dr over the step, h = l_s - l_t,
     order 3   c_1 = (J_2 - tau_2 J_1)/(tau_1 (tau_1 - tau_2)),   c_2 = (J_2 - tau_1 J_1)/(tau_2 (tau_2 - tau_1))
 
 The first step has no history: order 3 begins with the trapezoid (tau_1 = h, one call more at the step's end), so that
-its start does not hold it to order 2.  Where h is infinite, or a node is beyond `exponential.FARTHEST`, the step is
-DDIM's.
+its start does not hold it to order 2.  A long step (`exponential.long`), as from alpha = 0 or to
+sigma = 0, is DDIM's.
 
 Q. Zhang, Y. Chen, "Fast Sampling of Diffusion Models with Exponential Integrator", arXiv:2204.13902 (its tAB takes the
 polynomial in t; in l, as here, the coefficients have a closed form on every schedule)
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from sfumato.gaussian import expand
 from sfumato.options import whole
-from sfumato.samplers.exponential import Node, far, finite, half_logsnr
+from sfumato.samplers.exponential import Node, finite, half_logsnr, long
 from sfumato.samplers.loop import Noise, Query, Steps, Walk
 from sfumato.schedules import Schedule
 
@@ -42,14 +42,14 @@ def deis(x: Tensor, times: Steps, schedule: Schedule, noise: Noise, *, order: in
         now = Node(half_logsnr(schedule, t), p.eps)
         h, alpha_s = half_logsnr(schedule, s) - now.l, schedule.alpha(s)
         x = expand(alpha_s, x) * p.x0 + expand(schedule.sigma(s), x) * p.eps
-        if finite(h) and not far(schedule, t, s):
+        if not long(schedule, t, s):
             used = nodes[: order - 1]
             if not nodes and order == 3:
                 q = yield Query(x, s)
                 used = [Node(now.l + h, q.eps)]
             for c, node in zip(_weights(now.l, h, [node.l for node in used]), used, strict=True):
                 x = x + expand(alpha_s * c, x) * (node.value - p.eps)
-        nodes = [] if far(schedule, t) else [now, *nodes[:1]]
+        nodes = [now, *nodes[:1]] if finite(now.l) else []
     return x
 
 

@@ -5,8 +5,8 @@ In y = x/alpha and r = sigma/alpha the probability-flow ODE is dy/dr = eps, so w
     x_s = alpha_s x0 + sigma_s eps                                                                         (1)  Euler
     x_s <- x_s + (sigma_s - alpha_s r_t) (eps(x_s, s) - eps)/2                                             (2)  Heun
 
-(1) is DDIM without noise.  (2) is left out of the last step, where sigma_s = 0, and of one from or to alpha = 0, where
-r is infinite, or nearly so (`exponential.FARTHEST`).  Churn: before a step, noise is added that brings t up to t', with
+(1) is DDIM without noise.  (2) is left out of the last step, where sigma_s = 0, of one from or to alpha = 0, where r is
+infinite, and of others as long (`exponential.long`).  Churn: before a step, noise is added that brings t up to t', with
 
     r_t' = (1 + gamma) r_t,   gamma = min(churn/S, sqrt(2) - 1) if churn_min <= r_t <= churn_max, else 0     (3)
 
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from sfumato.gaussian import expand, transition
-from sfumato.samplers.exponential import far
+from sfumato.samplers.exponential import long
 from sfumato.samplers.loop import Noise, Query, Steps, Walk
 from sfumato.schedules import Schedule
 
@@ -60,7 +60,7 @@ def heun(
         p = yield Query(x, t)
         alpha_s, sigma_s = schedule.alpha(s), schedule.sigma(s)
         x = expand(alpha_s, x) * p.x0 + expand(sigma_s, x) * p.eps
-        if s > 0 and not far(schedule, t, s):
+        if not long(schedule, t, s):
             q = yield Query(x, s)
             step = sigma_s - alpha_s * schedule.sigma(t) / schedule.alpha(t)
             x = x + expand(step, x) * (q.eps - p.eps) / 2

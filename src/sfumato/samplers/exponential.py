@@ -21,7 +21,7 @@ from torch import Tensor
 from sfumato.gaussian import expand
 from sfumato.schedules import Schedule
 
-FARTHEST = 1000.0  # sigma/alpha, beyond which solvers that extrapolate eps take DDIM's step
+LONGEST = 10.0  # how many times smaller (or larger) a step may make sigma/alpha, to be taken by a polynomial of eps
 
 REACH = 3.0  # how many times longer than the step before a step may be, to be taken by a polynomial
 
@@ -58,9 +58,15 @@ def within_reach(nodes: Sequence[Node], l_t: Tensor, h: Tensor) -> list[Node]:
     return list(nodes)
 
 
-def far(schedule: Schedule, *times: Tensor) -> bool:
-    """Whether sigma/alpha is above FARTHEST at one of the times: there a change of eps moves x_0 too far to follow."""
-    return any(bool((schedule.alpha(t) * FARTHEST < schedule.sigma(t)).any()) for t in times)
+def long(schedule: Schedule, t: Tensor, s: Tensor) -> bool:
+    """Whether the step makes sigma/alpha more than LONGEST times smaller or larger.
+
+    In sigma/alpha it then is as long as the way to the data, and what eps does on it cannot be read off its ends: such
+    are steps from alpha = 0, to sigma = 0, and the first ones of coarse grids.
+    """
+    down = schedule.alpha(s) * schedule.sigma(t)
+    up = schedule.alpha(t) * schedule.sigma(s)
+    return bool(((down > LONGEST * up) | (up > LONGEST * down)).any())
 
 
 def phi_2(h: Tensor) -> Tensor:

@@ -18,7 +18,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sfumato.denoiser import Cond, Denoiser, Query, ask
+from sfumato.asking import Query, ask
+from sfumato.denoiser import Cond, Denoiser
 from sfumato.gaussian import expand
 from sfumato.samplers.loop import Noise, Sampler, under, walk
 

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from sfumato import grids
-from sfumato.denoiser import Cond, Denoiser, Prediction, Query, ask
+from sfumato.asking import Query, ask
+from sfumato.denoiser import Cond, Denoiser, Prediction
 from sfumato.noise import RowNoise
 from sfumato.options import call_with
 from sfumato.schedules import Schedule

@@ -15,8 +15,8 @@ grids.  Its first three steps are PRK, the classical Runge-Kutta with (1) for it
     e_3 = eps(phi(x, e_2, t, m), m),   e_4 = eps(phi(x, e_3, t, s), s)
     eps' = (e_1 + 2 e_2 + 2 e_3 + e_4)/6                                                                   (3)
 
-with m the time half way in r.  (The paper's m is half way in t, which costs the start an order.)  The last step of a
-walk of less than four, which ends at sigma = 0, and one from alpha = 0 (or nearly, `exponential.FARTHEST`) are DDIM's.
+with m the time half way in r.  (The paper's m is half way in t, which costs the start an order.)  A first step that is
+long (`exponential.long`), as from alpha = 0 or to sigma = 0, is DDIM's, and the start comes after it.
 
 L. Liu, Y. Ren, Z. Lin, Z. Zhao, "Pseudo Numerical Methods for Diffusion Models on Manifolds", arXiv:2202.09778
 """
@@ -30,7 +30,7 @@ from torch import Tensor
 
 from sfumato.denoiser import Prediction
 from sfumato.gaussian import expand
-from sfumato.samplers.exponential import far
+from sfumato.samplers.exponential import long
 from sfumato.samplers.loop import Noise, Query, Steps, Walk
 from sfumato.schedules import Schedule
 
@@ -40,13 +40,11 @@ def plms(x: Tensor, times: Steps, schedule: Schedule, noise: Noise) -> Walk:
     past: list[Tensor] = []  # newest first
     for t, s in times:
         p = yield Query(x, t)
-        if far(schedule, t):
+        if len(past) < 3 and long(schedule, t, s):
             x = expand(schedule.alpha(s), x) * p.x0 + expand(schedule.sigma(s), x) * p.eps
             continue
         if len(past) == 3:
             eps = (55 * p.eps - 59 * past[0] + 37 * past[1] - 9 * past[2]) / 24
-        elif s == 0 or far(schedule, s):
-            eps = p.eps
         else:
             eps = yield from _prk(x, p.eps, t, s, schedule)
         x, past = phi(schedule, x, eps, t, s), [p.eps, *past[:2]]

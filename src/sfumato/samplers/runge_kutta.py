@@ -41,8 +41,8 @@ from sfumato.gaussian import expand
 from sfumato.samplers.loop import Noise, Query, Steps, Walk
 from sfumato.schedules import SNAP, Schedule
 
-EDGE = 1e-3  # radians, as
-LONGEST = 0.2
+EDGE = 1e-3  # radians, as are
+LONGEST, SHORTEST = 0.2, 1e-12
 C = (1 / 5, 3 / 10, 4 / 5, 8 / 9, 1, 1)
 A = (
     (1 / 5,),
@@ -159,11 +159,11 @@ def dormand_prince(field: Field, y: Tensor, start: float, end: float, tolerance:
     k = [(yield from field(y, u))]
     calls = 1
     while bool((left := (end - u).abs()).any()):
-        if calls >= limit:
+        if calls >= limit or bool((h[left > 0] < SHORTEST).any()):
             raise ValueError(
                 f"after {calls} calls (limit={limit}) {int((left > 0).sum())} of {len(u)} rows have not arrived, with "
-                f"steps of {h[left > 0].min():.2g} radians: take a tolerance above {tolerance:.2g}, unless the "
-                "denoiser gives NaN"
+                f"steps down to {h[left > 0].min():.2g} radians: take a tolerance above {tolerance:.2g}; if that does "
+                "not help, what the denoiser says is not finite or not continuous"
             )
         h = torch.where(1.1 * h < left, h, left)
         step = expand(way * h, y)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfumato import gaussian, losses
+from sfumato import gaussian, times
 from sfumato.denoiser import Denoiser
 from sfumato.metrics import EnergyDistance
 from sfumato.model import Model
@@ -64,7 +64,7 @@ def _loss(model: Model, fitted: dict[int, GaussianMixture], y: Tensor, classes: 
     schedule, shape = model.denoiser.schedule, y.shape[1:]
     exact = {c: mixture.denoiser(schedule, tuple(shape)) for c, mixture in fitted.items()}
     rows = torch.arange(PAIRS) % len(y)
-    t, _ = losses.stratified(torch.from_numpy(philox(0, TIMES).random(PAIRS)), schedule, None)
+    t, _ = times.stratified(torch.from_numpy(philox(0, TIMES).random(PAIRS)), schedule, None)
     eps = torch.from_numpy(philox(0, EPS).standard_normal((PAIRS, *shape), dtype=np.float32))
     x_t = gaussian.perturb(schedule, y[rows], t, eps)
     found = torch.zeros(2, PAIRS)

@@ -41,12 +41,21 @@ def generate(
     seed: int = 0,
     label: int | str | Sequence[int] | None = None,
     guidance: float | None = None,
+    schedule: str | None = None,
     batch: int = 256,
 ) -> Samples:
     """n samples; what is None is as the model's config says.  Errors as `Model.sample`."""
     start = time.perf_counter()
     x = model.sample(
-        n, sampler=sampler, steps=steps, grid=grid, seed=seed, label=label, guidance=guidance, batch=batch
+        n,
+        sampler=sampler,
+        steps=steps,
+        grid=grid,
+        seed=seed,
+        label=label,
+        guidance=guidance,
+        schedule=schedule,
+        batch=batch,
     ).numpy()
     seconds = time.perf_counter() - start
     labels = model.labels(n, label)
@@ -58,6 +67,7 @@ def generate(
         "seed": seed,
         "guidance": usual.guidance if guidance is None else guidance,
         "n": n,
+        **({} if schedule is None else {"schedule": schedule}),
     }
     levels = model.config.codec.get("levels")
     return Samples(x, None if labels is None else labels.numpy(), settings, seconds, model.config.kind, levels)

@@ -27,8 +27,8 @@ from torch import Tensor
 from sfumato import gaussian, grids
 from sfumato.denoiser import Cond, Denoiser, Prediction
 from sfumato.noise import DATA, philox
-from sfumato.parameterization import VARIANCES
 from sfumato.schedules import Schedule
+from sfumato.variances import VARIANCES
 
 
 @final

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfumato import corruptions, data, losses, samplers
+from sfumato import corruptions, data, losses, samplers, times
 from sfumato.checkpoints import ema as averages
 from sfumato.checkpoints import native
 from sfumato.data import Batch
@@ -97,7 +97,7 @@ class Training:
         self.run, self.out, self.say = run, Path(out), say
         self.objective = call_with("loss", run.loss.kind, OBJECTIVES)
         self.weighting = call_with("weighting", run.loss.weighting, losses.WEIGHTINGS)
-        self.times = call_with("times", run.loss.times, losses.TIMES)
+        self.times = call_with("times", run.loss.times, times.TIMES)
         samplers.named(run.sampling.sampler, samplers.SAMPLERS)
         for length in run.ema:
             averages.gamma(length)
@@ -273,7 +273,7 @@ def _one_step(training: Training, rows: Batch, other: Batch | None, k: int) -> t
     part = slice(accelerator.process_index, None, accelerator.num_processes)
     x_0, cond = training.encode(rows)
     u = torch.from_numpy(philox(run.seed, TIMES, k).random(run.batch))
-    p = None if training.history is None else losses.importance_probabilities(training.history)
+    p = None if training.history is None else times.importance_probabilities(training.history)
     t, weight = training.times(u, training.denoiser.schedule, p)
     t, span = _spans(training, t, k)
     eps = torch.from_numpy(philox(run.seed, EPS, k).standard_normal((run.batch, *x_0.shape[1:]), dtype=np.float32))
@@ -352,7 +352,7 @@ def held_out_loss(training: Training, batch: int = 256) -> float:
     for i, index in enumerate(np.array_split(np.arange(n), -(-n // batch))):
         x_0, cond = training.encode(held_out.take(index))
         u = torch.from_numpy(philox(0, TIMES, i).random(len(index)))
-        t, _ = losses.stratified(u, denoiser.schedule, None)
+        t, _ = times.stratified(u, denoiser.schedule, None)
         eps = torch.from_numpy(philox(0, EPS, i).standard_normal(tuple(x_0.shape), dtype=np.float32)).to(x_0)
         if training.source:
             eps = training.encode(training.source.held_out.take(index % len(training.source.held_out)))[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -10,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sfumato import likelihood, schedules
+from sfumato import schedules
 from sfumato.denoiser import Cond, Denoiser, Prediction
-from sfumato.likelihood import bits_per_dim
+from sfumato.likelihood import bits_per_dim, bound
 from sfumato.schedules import Schedule
 from sfumato.testbed import Empirical, GaussianMixture
 
@@ -77,6 +78,80 @@ def test_the_bound_lies_above_the_entropy_and_comes_near_it() -> None:
     assert gaps[2] < 0.01
 
 
+class LearnedVariance(Denoiser):
+    """The exact denoiser of an axis-aligned Gaussian, which says that it learned the mix m(t) of each dimension."""
+
+    def __init__(self, inner: Denoiser):
+        self.inner, self.schedule = inner, inner.schedule
+
+    @staticmethod
+    def mix(t: Tensor) -> Tensor:
+        return 0.5 + 0.5 * torch.sin(torch.stack([7 * t, 3 + 11 * t], 1))
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Prediction:
+        return replace(self.inner(x_t, t), variance_mix=self.mix(t))
+
+
+@pytest.mark.parametrize("steps", [2, 12, 60])
+def test_the_bound_of_a_learned_variance_is_its_closed_form(steps: int) -> None:
+    """Improved DDPM's log-interpolation, written out in alpha-bar: every term to 1e-9."""
+    schedule = schedules.cosine(steps=steps)
+    spread = torch.tensor([0.5, 0.06], dtype=torch.float64)
+    data = GaussianMixture(torch.ones(1), MEAN[None], torch.diag(spread)[None])
+    x_0 = torch.stack([(MEAN + points(torch.diag(spread.sqrt())))[i] for i, _ in PAIRS])
+    denoiser = LearnedVariance(data.denoiser(schedule))
+    found = bits_per_dim(denoiser, x_0, bin_width=None, eps_at=eps_at, variance="learned")
+    assert bits_per_dim(denoiser, x_0, bin_width=None, eps_at=eps_at).total == found.total  # what "model" means
+
+    abar = np.append(1.0, np.cumprod(1 - schedule.betas.numpy()))
+    expected = np.zeros(steps)
+    for i in range(1, steps + 1):
+        now, before, beta = abar[i], abar[i - 1], 1 - abar[i] / abar[i - 1]
+        tilde = (1 - before) / (1 - now) * beta
+        clipped = tilde if i > 1 else (1 - abar[1]) / (1 - abar[2]) * (1 - abar[2] / abar[1])
+        m = LearnedVariance.mix(torch.tensor([i / steps], dtype=torch.float64))[0].numpy()
+        variance = np.exp(m * np.log(beta) + (1 - m) * np.log(clipped))
+        unknown = (1 - now) * spread.numpy() / (now * spread.numpy() + 1 - now)  # Var[x_0 | x_t]
+        error = before * beta**2 / (1 - now) ** 2 * unknown
+        if i == 1:
+            nats = 0.5 * (np.log(2 * np.pi * variance) + error / variance)
+        else:
+            nats = 0.5 * (tilde / variance - 1 - np.log(tilde / variance) + error / variance)
+        expected[i - 1] = nats.sum() / (2 * math.log(2))
+    assert found.terms is not None
+    np.testing.assert_allclose(found.terms, expected, rtol=0, atol=1e-9)
+    assert found.total == pytest.approx(found.prior + expected.sum(), abs=1e-9)
+
+
+@pytest.mark.parametrize("variance", ["small", "optimal"])
+def test_the_bound_of_a_mixture_lies_above_its_truth_by_the_gap(mixture_2d: GaussianMixture, variance: str) -> None:
+    """E[bound] - E[-log p] is the gap, both by quadrature; rows drawn from the mixture meet it within their error."""
+    schedule = schedules.cosine(steps=8)
+    truth = -_expected_log_prob(mixture_2d, 48) / (2 * math.log(2))
+    assert truth == pytest.approx(-_expected_log_prob(mixture_2d, 64) / (2 * math.log(2)), abs=1e-4)
+    times = torch.linspace(1, 0, 9, dtype=torch.float64)
+    gap = float(mixture_2d.bound(schedule, times, variance).sum()) / (2 * math.log(2)) - truth
+    x_0 = mixture_2d.sample(4000, seed=2)
+    found = bits_per_dim(mixture_2d.denoiser(schedule), x_0, bin_width=None, variance=variance, batch=20_000)
+    above = found.rows + mixture_2d.log_prob(x_0) / (2 * math.log(2))
+    error = float(above.std()) / math.sqrt(len(x_0))
+    print(f"{variance}: truth {truth:.4f}, proven gap {gap:.4f}, found {float(above.mean()):.4f} +- {error:.4f}")
+    assert gap > 0
+    assert error < 0.2 * gap
+    assert abs(float(above.mean()) - gap) < 4 * error
+
+
+def _expected_log_prob(mixture: GaussianMixture, nodes: int) -> float:
+    """E[log p(x_0)], nats, by Gauss-Hermite quadrature in each component."""
+    z, w = np.polynomial.hermite_e.hermegauss(nodes)
+    grid = torch.from_numpy(np.stack(np.meshgrid(z, z), -1).reshape(-1, 2))
+    mass = torch.from_numpy(np.outer(w, w).reshape(-1) / w.sum() ** 2)
+    total = 0.0
+    for weight, mean, covariance in zip(mixture.weights, mixture.means, mixture.covariances, strict=True):
+        total += float(weight * (mass * mixture.log_prob(mean + grid @ torch.linalg.cholesky(covariance).T)).sum())
+    return total
+
+
 @pytest.mark.slow
 def test_levels_cost_at_least_what_they_must_and_hardly_more() -> None:
     """All 17 grey levels of one pixel, known exactly: nothing beats the uniform guess, log2 17 = 4.087 bits."""
@@ -138,7 +213,7 @@ def test_each_step_is_drawn_as_often_as_its_weight_says(steps: int, draws: int) 
     """weight x expected visits of every step 2..T is 1: then the estimate has no bias, whatever the terms are."""
     n = 3000
     visited, weights = np.zeros(steps + 1), np.zeros(steps + 1)
-    for _, i, weight in likelihood._visits(n, steps, draws, seed=1, batch=10**6):
+    for _, i, weight in bound._visits(n, steps, draws, seed=1, batch=10**6):
         visited += np.bincount(i.numpy(), minlength=steps + 1)
         weights[i.numpy()] = weight.numpy()
     assert visited[0] == 0

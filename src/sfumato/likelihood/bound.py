@@ -25,7 +25,7 @@ from sfumato import gaussian
 from sfumato.denoiser import Cond, Denoiser
 from sfumato.noise import BOUND, normal, philox
 from sfumato.options import unknown, whole
-from sfumato.parameterization import VARIANCES
+from sfumato.variances import VARIANCES
 
 EpsAt = Callable[[Tensor, Tensor], Tensor]  # (rows, step of each row) -> eps of x_0's shape
 
