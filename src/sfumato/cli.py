@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import shlex
 import sys
@@ -271,6 +272,7 @@ def evaluate(args: Sequence[str]) -> None:
         sampler=given.sampler,
         steps=given.steps,
         guidance=given.guidance,
+        ode=(100 if math.prod(model.config.shape) <= 256 else 0) if given.ode is None else given.ode,
         say=lambda text: print(f"measuring {text} ..."),
     )
     _show(f"{name}", table(scores))

@@ -100,14 +100,15 @@ class Judged:
         return dict(zip(SCORES, values, strict=True))
 
     def references(self, n: int, seed: int) -> References:
-        """The same of n training rows, of the held-out rows, and of n samples of one Gaussian a class."""
+        """The same of n training rows from all over, of the held-out rows, and of n samples of one Gaussian a class."""
+        spread = np.linspace(0, len(self.train["x"]) - 1, n).round().astype(int)
         labels = np.arange(n) % len(self.gaussians)
         drawn = torch.stack([self.gaussians[c].sample(1, seed + k)[0] for k, c in enumerate(labels)])
         gaussian = self.codec.decode(drawn.float().reshape(n, *self.splits.info.shape)).numpy()
         return {
             "training rows": {
                 **dict.fromkeys(SCORES, None),
-                "energy": self(self.train["x"][:n], self.train["label"][:n])["energy"],
+                "energy": self(self.train["x"][spread], self.train["label"][spread])["energy"],
             },
             "held-out rows": {**self(self.held_out["x"], self.held_out["label"]), "energy": None},
             "one Gaussian a class": dict(self(gaussian, labels)),

@@ -89,6 +89,8 @@ class EvaluateArguments:
     """Classifier-free guidance scale w."""
     seed: int = 0
     """The first sample's seed."""
+    ode: int | None = None
+    """Held-out rows of bits/dim by the probability-flow ODE; 0 for none, by default 100 of at most 256 values each."""
     ema: float | None = None
     """Another EMA length (MODEL must be a run)."""
     out: Path | None = None
