@@ -74,8 +74,7 @@ def trailing(schedule: Schedule, steps: int) -> Tensor:
 
 
 def quadratic(schedule: Schedule, steps: int) -> Tensor:
-    u = np.linspace(0, 1, whole("steps", steps, schedule.steps) + 1)
-    return _visit(schedule, u**2 * (schedule.steps or 1))
+    return _visit(schedule, np.linspace(0, 1, whole("steps", steps, schedule.steps) + 1) ** 2 * (schedule.steps or 1))
 
 
 def shifted(schedule: Schedule, steps: int, shift: float = 3.0) -> Tensor:

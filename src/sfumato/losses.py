@@ -67,8 +67,7 @@ def bound(schedule: Schedule, t: Tensor, variance: str = "small") -> Tensor:
         raise ValueError(f"weighting bound takes a fixed variance, small or large; got {variance!r}")
     s = previous(schedule, t)
     _, c_0, _ = gaussian.posterior_coefficients(schedule, t, s)
-    nothing = Prediction(t, t)
-    return 0.5 * torch.exp(2 * c_0.log() - VARIANCES[variance](schedule, t, s, nothing))
+    return 0.5 * torch.exp(2 * c_0.log() - VARIANCES[variance](schedule, t, s, Prediction(t, t)))
 
 
 # the weight on the squared x_0 error, float64, (B,)

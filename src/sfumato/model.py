@@ -226,10 +226,9 @@ class Model:
         return (schedule or own).prior_std * normal(seeds, self.config.shape, PRIOR).to(self.device)
 
     def _check_start(self, sampler: str | samplers.Sampler) -> None:
-        name = sampler.partition(":")[0] if isinstance(sampler, str) else ""
-        if self.config.source and name in samplers.SAMPLERS and samplers.SAMPLERS[name].stochastic:
+        if self.config.source and samplers.adds_noise(sampler, samplers.SAMPLERS):
             raise ValueError(
-                f"sampler {name!r} adds noise, and this model is a bridge, at whose other end there is none; "
+                f"sampler {sampler!r} adds noise, and this model is a bridge, at whose other end there is none; "
                 "take a deterministic one such as ddim or heun"
             )
 

@@ -172,6 +172,12 @@ class Discrete(VariancePreserving):
         off = (i.round() - i).detach()
         return torch.where(off.abs() < SNAP * self.steps, i + off, i)
 
+    def time_of_logsnr(self, logsnr: Tensor | float) -> Tensor:
+        """As every schedule's; exactly i/T at the logsnr of a step, for a hair beside it `position` snaps no more."""
+        t = super().time_of_logsnr(logsnr)
+        step = (t * self.steps).round() / self.steps
+        return torch.where((t - step).abs() < 2 * SNAP, step, t)
+
     def _parts(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """l and r with alpha = exp(l/2) r: r falls from 1 to 0 in a last step of beta = 1 and is 1 elsewhere."""
         i = self.position(t)

@@ -50,7 +50,7 @@ def log_normal(
     u: Tensor, schedule: Schedule, p: Tensor | None, mean: float = -1.2, std: float = 1.2
 ) -> tuple[Tensor, Tensor]:
     log_ratio = mean + std * torch.special.ndtri(u)
-    return _on_grid(schedule.time_of_logsnr(-2 * log_ratio), schedule), torch.ones_like(u)
+    return _on_grid(schedule.path.time_of_logsnr(-2 * log_ratio), schedule), torch.ones_like(u)
 
 
 def importance(u: Tensor, schedule: Schedule, p: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -52,11 +52,11 @@ def child(out: Path, pipe: int) -> None:
     batches = os.open(f"{out}.batches", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     one_step = trainer._one_step
 
-    def told(training: Any, rows: dict[str, Any], k: int) -> tuple[float, float]:
+    def told(training: Any, rows: dict[str, Any], other: Any, k: int) -> tuple[float, float]:
         weights = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in training.bare.parameters()))
         line = {"step": k, "index": rows["index"].tolist(), "weights": weights.hexdigest()}
         os.write(batches, (json.dumps(line) + "\n").encode())
-        return one_step(training, rows, k)
+        return one_step(training, rows, other, k)
 
     trainer._one_step = told
     fit(RUN, out, None, "the command", lambda text: None, lambda step, loss, rate: os.write(pipe, b"."))

@@ -24,7 +24,7 @@ from sfumato.samplers.latent import encoded, lerp, slerp
 from sfumato.samplers.loop import Query, Row, Sampler, grid_of, named, noise_of, together, walk
 from sfumato.samplers.meanflow import meanflow
 from sfumato.samplers.pndm import plms
-from sfumato.samplers.refused import check
+from sfumato.samplers.refused import adds_noise, check
 from sfumato.samplers.restart import restart
 from sfumato.samplers.runge_kutta import runge_kutta
 from sfumato.samplers.sde import euler_maruyama, predictor_corrector
@@ -35,6 +35,7 @@ __all__ = [
     "Query",
     "Row",
     "Sampler",
+    "adds_noise",
     "ancestral",
     "cold",
     "ddim",

@@ -7,7 +7,7 @@ schedule are in `parameterization.REFUSED`.)
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -42,11 +42,22 @@ REFUSED: tuple[Refusal, ...] = (
 )
 
 
+NOISE = ("eta", "churn")  # options that make a deterministic row stochastic, unless they are 0
+
+
+def adds_noise(sampler: str | Sampler, table: Mapping[str, Row]) -> bool:
+    """Whether a sampler named by a row of the table is stochastic, by its row or by its options."""
+    name, options = split(sampler) if isinstance(sampler, str) else ("", {})
+    return name in table and (table[name].stochastic or any(options.get(option, 0) != 0 for option in NOISE))
+
+
 def why(sampler: str | Sampler, table: Mapping[str, Row], schedule: Schedule, times: Tensor) -> str | None:
     """The reason for which a sampler named by a row of the table is refused, or None."""
     name = split(sampler)[0] if isinstance(sampler, str) else ""
-    refusals = (refusal for refusal in REFUSED if name in table and refusal.applies(name, table[name], schedule, times))
-    return next((refusal.reason for refusal in refusals), None)
+    if name not in table:
+        return None
+    row = replace(table[name], stochastic=adds_noise(sampler, table))
+    return next((refusal.reason for refusal in REFUSED if refusal.applies(name, row, schedule, times)), None)
 
 
 def check(sampler: str | Sampler, table: Mapping[str, Row], schedule: Schedule, times: Tensor) -> None:

@@ -17,6 +17,7 @@ from sfumato.corruptions import Blurring, Cold
 from sfumato.data import Data, Info, Rows, Splits
 from sfumato.model import ModelConfig, Sampling
 from sfumato.nn import NETWORKS, Conditions, NetworkConfig, UNetConfig
+from sfumato.options import unknown
 from sfumato.schedules import Schedule
 
 FIT_ROWS = 10_000  # a codec is fitted to at most so many training rows, the first ones
@@ -146,6 +147,8 @@ def network_name(network: NetworkConfig) -> str:
 
 def fit_codec(info: Info, rows: Rows, wished: str = "auto") -> Codec:
     """Pixels (or their DCT) for data with levels; else mean and standard deviation of the first training rows."""
+    if wished not in ("auto", "dct"):
+        raise unknown("codec", wished, ("auto", "dct"))
     if wished == "dct" and info.levels is None:
         raise ValueError(f"codec 'dct' is for pictures with levels, these data are {info.kind}s of floats; take auto")
     if info.levels is not None:
@@ -185,10 +188,11 @@ def check_process(schedule: Schedule, run: Run, info: Info) -> None:
             f"schedule blurring has {schedule.height}x{schedule.width} frequencies and the pictures are {info.shape}; "
             f"write blurring:height={info.shape[1]},width={info.shape[2]}"
         )
-    if isinstance(schedule, Cold) and (run.target, run.loss.weighting, info.kind) != ("x0", "x0", "picture"):
+    cold = (run.target, run.loss.weighting, run.loss.kind, info.kind)
+    if isinstance(schedule, Cold) and cold != ("x0", "x0", "simple", "picture"):
         raise ValueError(
-            f"schedule cold degrades pictures without noise; it takes --target x0 and --loss.weighting x0, "
-            f"got {run.target!r}, {run.loss.weighting!r} and {info.kind}s"
+            f"schedule cold degrades pictures without noise; it takes --target x0, --loss.weighting x0 and "
+            f"--loss.kind simple, got {', '.join(map(repr, cold[:3]))} and {info.kind}s"
         )
     straight = schedule.spec["name"] == "rectified"
     if run.loss.kind.startswith("meanflow") and (not straight or run.target != "flow"):
@@ -196,6 +200,8 @@ def check_process(schedule: Schedule, run: Run, info: Info) -> None:
             f"loss meanflow is of the straight path: take --schedule rectified --target flow; "
             f"got {run.schedule!r} and {run.target!r}"
         )
+    if run.loss.kind.startswith("meanflow") and run.loss.times.startswith("stratified"):
+        raise ValueError("loss meanflow draws two times a row, which stratified times would tie; take logit_normal")
     if is_bridge(run) and (not straight or run.loss.kind != "simple"):
         raise ValueError(
             f"a bridge from {run.source.name!r} is walked along the straight path: take --schedule rectified "

@@ -42,7 +42,7 @@ from sfumato.samplers.loop import grid_of
 from sfumato.train import state
 from sfumato.train.coupling import COUPLINGS
 from sfumato.train.ema import EMA
-from sfumato.train.objectives import OBJECTIVES
+from sfumato.train.objectives import MEASURED, OBJECTIVES, Objective
 from sfumato.train.run import Run, fit_codec, load_source, model_config
 from sfumato.train.uncertainty import Uncertainty
 
@@ -97,6 +97,7 @@ class Training:
         self.run, self.out, self.say = run, Path(out), say
         self.objective = call_with("loss", run.loss.kind, OBJECTIVES)
         self.weighting = call_with("weighting", run.loss.weighting, losses.WEIGHTINGS)
+        self.coupling = call_with("coupling", run.loss.coupling, COUPLINGS)
         self.times = call_with("times", run.loss.times, times.TIMES)
         samplers.named(run.sampling.sampler, samplers.SAMPLERS)
         for length in run.ema:
@@ -152,7 +153,13 @@ class Training:
     @property
     def trained_on(self) -> dict[str, Any]:
         """What a resumed training must find again: the codec, the classes and the number of rows."""
-        about = {"codec": self.codec.spec, "label_names": self.splits.info.label_names, "rows": self.splits.train.count}
+        about: dict[str, Any] = {
+            "codec": self.codec.spec,
+            "label_names": self.splits.info.label_names,
+            "rows": self.splits.train.count,
+        }
+        if self.source:
+            about["source rows"] = self.source.train.count
         return dict(json.loads(json.dumps(about)))
 
     @property
@@ -281,7 +288,7 @@ def _one_step(training: Training, rows: Batch, other: Batch | None, k: int) -> t
     t, span, weight, eps, dropped = (a[part].to(x_0.device) for a in (t, span, weight, eps, dropped))
     if other is not None:
         eps = training.encode(other)[0]
-    eps = eps[COUPLINGS[run.loss.coupling](x_0, eps, bool(cond)).to(eps.device)]
+    eps = eps[training.coupling(x_0, eps, bool(cond)).to(eps.device)]
     if training.config.conditions.span:
         cond["span"] = span.float()
     if "label" in cond:
@@ -304,17 +311,25 @@ def _one_step(training: Training, rows: Batch, other: Batch | None, k: int) -> t
     values = torch.cat(found)
     if training.history is not None and training.run.loss.times.startswith("importance"):
         _remember(training.history, *(accelerator.gather(a).cpu() for a in (t, values)))
+    for p in training.uncertainty.parameters() if training.uncertainty else ():  # which accelerate does not look after
+        p.grad = accelerator.reduce(p.grad, reduction="mean")
     norm = accelerator.clip_grad_norm_(training.net.parameters(), run.optimiser.clip)
     return accelerator.gather((weight.to(values) * values).mean()[None]).mean().item(), float(norm)
 
 
 def row_losses(
-    training: Training, denoiser: Denoiser, x_0: Tensor, t: Tensor, eps: Tensor, cond: dict[str, Tensor]
+    training: Training,
+    denoiser: Denoiser,
+    x_0: Tensor,
+    t: Tensor,
+    eps: Tensor,
+    cond: dict[str, Tensor],
+    objective: Objective | None = None,
 ) -> Tensor:
-    """The run's loss at each row, (B,)."""
+    """The run's loss at each row, (B,), or another objective's."""
     x_t = corruptions.perturb(denoiser.schedule, x_0, t, eps)
     at = losses.Noised(denoiser.schedule, x_0, x_t, t, training.codec.bin_width, eps)
-    return training.objective(at, denoiser, cond, training.weighting)
+    return (objective or training.objective)(at, denoiser, cond, training.weighting)
 
 
 def _weighed(training: Training, t: Tensor, values: Tensor) -> Tensor:
@@ -348,6 +363,7 @@ def held_out_loss(training: Training, batch: int = 256) -> float:
     n = min(len(held_out), HELD_OUT_ROWS)
     training.ema.copy_to(training.averaged, run.ema[0])
     denoiser = network_denoiser(training.config, training.averaged, training.denoiser.autocast)
+    objective = MEASURED.get(run.loss.kind.partition(":")[0])
     total = 0.0
     for i, index in enumerate(np.array_split(np.arange(n), -(-n // batch))):
         x_0, cond = training.encode(held_out.take(index))
@@ -358,5 +374,5 @@ def held_out_loss(training: Training, batch: int = 256) -> float:
             eps = training.encode(training.source.held_out.take(index % len(training.source.held_out)))[0]
         if training.config.conditions.span:
             cond["span"] = torch.zeros_like(t).to(x_0)
-        total += row_losses(training, denoiser, x_0, t.to(x_0.device), eps, cond).sum().item()
+        total += row_losses(training, denoiser, x_0, t.to(x_0.device), eps, cond, objective).sum().item()
     return total / n
