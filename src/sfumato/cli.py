@@ -334,9 +334,11 @@ def doctor(args: Sequence[str]) -> None:
         found.append(finding)
     _show(f"samplers on exact solutions, schedule {given.schedule}", measure.table(found), measure.HEADS)
     print(measure.LEGEND)
+    density = measure.likelihood(given.schedule)
+    print(density)
     if given.out:
-        native.write_json(given.out, measure.document(given.schedule, found))
-    if not all(finding.passes for finding in found):
+        native.write_json(given.out, measure.document(given.schedule, found, density))
+    if not (density.passes and all(finding.passes for finding in found)):
         sys.exit(1)
 
 

@@ -117,9 +117,11 @@ def test_the_command_prints_the_table_and_fails_if_a_row_falls_short(
     told = capsys.readouterr().out
     assert "dpmpp-2m" in told
     assert "at 50" in told
+    assert "log-likelihood by the ODE" in told
     assert "FALLS SHORT" not in told
     document = json.loads((tmp_path / "doctor.json").read_text())
     assert set(document["samplers"]) == {"ddim", "dpmpp-2m"}
+    assert document["log_likelihood_error"]["own_prior"] <= 1e-4 < document["log_likelihood_error"]["normal_prior"]
     assert (
         document["samplers"]["ddim"]["error_at_calls"]["10"] > document["samplers"]["dpmpp-2m"]["error_at_calls"]["10"]
     )
@@ -134,3 +136,10 @@ def test_the_command_prints_the_table_and_fails_if_a_row_falls_short(
 def test_a_schedule_of_steps_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor", "--schedule", "linear"]) == 2
     assert "take a continuous one" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("schedule", doctor.SCHEDULES)
+def test_the_log_likelihood_of_the_ode_is_within_a_ten_thousandth_of_a_nat(schedule: str) -> None:
+    assert bool((doctor.NARROW.eigenvalues >= 0.01 - 1e-12).all())
+    assert doctor.likelihood(schedule).own <= 1e-4
+    assert doctor.NATS == 1e-4

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from sfumato import grids, schedules
 from sfumato.denoiser import Denoiser
+from sfumato.likelihood import log_likelihood
 from sfumato.noise import PRIOR, normal
 from sfumato.samplers import SAMPLERS, Row
 from sfumato.samplers.loop import named, walk
@@ -42,6 +43,7 @@ CALLS = (10, 20, 50)
 TOLERANCES = tuple(10.0**-k for k in range(2, 9))
 GRID = "logsnr"
 SCHEDULES = ("linear_continuous", "cosine_continuous", "rectified", "edm:sigma_max=5")  # closed forms
+NATS = 1e-4  # the error allowed of the log-likelihood
 ROWS = 12  # trajectories
 
 To = Callable[[Schedule, Tensor], Tensor]
@@ -76,6 +78,11 @@ MIXTURE = GaussianMixture(
             _matrix((0.60, 0.25), (0.25, 0.25)),
         ]
     ),
+)
+NARROW = GaussianMixture(
+    torch.tensor([0.4, 0.6]),
+    _matrix((0.7, -0.2), (-0.6, 0.5)),
+    torch.stack([_matrix((0.05, 0.02), (0.02, 0.02)), _matrix((0.01, 0.0), (0.0, 0.3))]),  # eigenvalues from 0.01 on
 )
 GAUSSIAN = GaussianMixture(torch.ones(1), _matrix((0.6, -0.4)), _matrix((0.8, 0.35), (0.35, 0.3))[None])
 
@@ -222,6 +229,37 @@ def findings(schedule: str = SCHEDULES[0]) -> Iterator[Finding]:
         yield Finding(name, row, fits, fitted_order(steps, whole), at_calls)
 
 
+@dataclass(frozen=True)
+class Likelihood:
+    """Greatest error of log p(x_0) by the ODE, nats: with the own density at t = 1 as prior, with the normal one."""
+
+    own: float
+    normal: float
+
+    @property
+    def passes(self) -> bool:
+        return self.own <= NATS
+
+    def __str__(self) -> str:
+        return (
+            f"log-likelihood by the ODE: error {self.own:.1g} nats with the mixture's own density at t = 1 as prior "
+            f"(at most {NATS:g}), {self.normal:.1g} with the usual normal one: {'ok' if self.passes else 'FALLS SHORT'}"
+        )
+
+
+def likelihood(schedule: str = SCHEDULES[0]) -> Likelihood:
+    """The ODE's log-likelihood of draws of a mixture with eigenvalues down to 0.01, against the mixture's density."""
+    rule, x_0 = schedules.from_spec(schedule), NARROW.sample(ROWS)
+    denoiser, truth = NARROW.denoiser(rule), NARROW.log_prob(x_0)
+    one = torch.ones(ROWS, dtype=torch.float64)
+
+    def own(x_1: Tensor) -> Tensor:
+        return NARROW.log_prob_at(x_1, one[: len(x_1)], rule)
+
+    errors = (log_likelihood(denoiser, x_0, prior=prior, tolerance=1e-6) - truth for prior in (own, None))
+    return Likelihood(*(float(error.abs().max()) for error in errors))
+
+
 def table(found: list[Finding]) -> list[tuple[str, ...]]:
     """Findings as rows for a person: sampler, calls a step, declared, measured, whole way, errors, verdict."""
     rows = []
@@ -262,10 +300,11 @@ many calls: over the whole way; of deterministic samplers the distance to the ex
 square, data of about unit size), of stochastic ones that of mean and covariance to the truth: not to be compared."""
 
 
-def document(schedule: str, found: list[Finding]) -> dict[str, Any]:
+def document(schedule: str, found: list[Finding], density: Likelihood) -> dict[str, Any]:
     """Findings as JSON."""
     return {
         "schedule": schedule,
+        "log_likelihood_error": {"own_prior": density.own, "normal_prior": density.normal, "passes": density.passes},
         "samplers": {
             finding.sampler: {
                 "calls_a_step": finding.row.calls,
