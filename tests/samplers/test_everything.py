@@ -157,6 +157,14 @@ def test_every_schedule(sampler: str) -> None:
         check(sampler, case)
 
 
+@pytest.mark.parametrize("sampler", sorted(name for name, row in SAMPLERS.items() if row.calls))
+def test_a_few_of_a_thousand_steps_on_every_grid(sampler: str) -> None:
+    """Where steps are so long and so unlike each other, what is extrapolated blows up."""
+    name = "cosine" if "cosine" in runs(sampler) else runs(sampler)[0]
+    for grid, steps in product(GRIDS, (2, 3)):
+        check(sampler, Case(name, 1000, steps, "v", grid))
+
+
 @st.composite
 def cases(draw: st.DrawFn, sampler: str) -> Case:
     name = draw(st.sampled_from(runs(sampler)))
@@ -194,6 +202,8 @@ def test_deterministic_rows_start_from_pure_noise(sampler: str, name: str) -> No
         return
     schedule = schedule_of(name)
     assert float(schedule.alpha(torch.ones(1))) == 0
+    for steps in (1, 2, 3):  # the first step and the last are infinite in logsnr
+        check(sampler, Case(name, 1000, steps, "x0", "trailing", guided=True))
     x_T, errors = prior(schedule), []
     for steps in (12, 36):
         x = samplers.sample(cfg(network(schedule, "v")), x_T, few(sampler), steps, cond=GUIDED)

@@ -98,6 +98,7 @@ def test_and_on_the_model_of_the_zoo_against_a_thousand_steps() -> None:
         assert (end("dpmpp-2m", 10, grid) - reference).norm() < (end("ddim", 20, grid) - reference).norm()
 
 
+@pytest.mark.slow
 def test_calls_are_counted_and_kept() -> None:
     rule = schedules.linear_continuous()
     for name in ("ddim", "heun", "dpmpp-3m", "plms", "rk45"):
@@ -108,6 +109,7 @@ def test_calls_are_counted_and_kept() -> None:
     assert len(way[1]) - 1 == 25  # 2 S - 1 calls
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_table_and_fails_if_a_row_falls_short(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

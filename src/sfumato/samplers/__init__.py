@@ -159,6 +159,12 @@ def sample(
     return x
 
 
+def _no_noise(step: int) -> Tensor:
+    raise ValueError(
+        "an encoding adds no noise, and this sampler asks for some; take eta=0, churn=0 or another sampler"
+    )
+
+
 def encode(
     denoiser: Denoiser,
     x_0: Tensor,
@@ -171,7 +177,7 @@ def encode(
 
     The grid is walked upwards by a deterministic sampler; see `samplers.latent` for the first step.
     """
-    times = grid_of(grid, denoiser.schedule, steps).flip(0)
+    run, times = named(sampler, SAMPLERS), grid_of(grid, denoiser.schedule, steps).flip(0)
     check(sampler, SAMPLERS, denoiser.schedule, times)
     whole = isinstance(sampler, str) and SAMPLERS[sampler.partition(":")[0]].calls is None
-    return encoded(denoiser, x_0, named(sampler, SAMPLERS), times, noise_of(None, x_0), cond, whole)
+    return encoded(denoiser, x_0, run, times, _no_noise, cond, whole)

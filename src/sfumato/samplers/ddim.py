@@ -14,6 +14,7 @@ J. Song, C. Meng, S. Ermon, "Denoising Diffusion Implicit Models", arXiv:2010.02
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from sfumato.gaussian import expand, posterior_coefficients, transition_coefficients
@@ -27,7 +28,7 @@ def ddim(x: Tensor, times: Steps, schedule: Schedule, noise: Noise, *, eta: floa
         raise ValueError(f"eta must lie in [0, 1] (0 is deterministic, 1 is ancestral); got {eta}")
     for k, (t, s) in enumerate(times):
         p = yield Query(x, t)
-        variance = eta**2 * posterior_coefficients(schedule, t, s)[2]
+        variance = eta**2 * posterior_coefficients(schedule, t, s)[2] if eta > 0 else torch.zeros(())
         direction = (schedule.sigma(s).square() - variance).clamp(min=0).sqrt()
         x = expand(schedule.alpha(s), x) * p.x0 + expand(direction, x) * p.eps
         if eta > 0 and s > 0:

@@ -32,7 +32,9 @@ REFUSED: tuple[Refusal, ...] = (
         "else; take sampler 'cold' with schedule 'cold', and with others 'ddim'",
     ),
     Refusal(
-        lambda name, row, schedule, times: (row.stochastic or name == "cold") and bool(times[0] < times[-1]),
+        lambda name, row, schedule, times: (
+            (row.stochastic or name in ("cold", "meanflow")) and bool(times[0] < times[-1])
+        ),
         "from data to noise leads the ODE alone, and no other way; take a deterministic sampler",
     ),
     Refusal(

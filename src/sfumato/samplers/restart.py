@@ -30,9 +30,11 @@ from sfumato.schedules import Schedule
 def repeated(times: Steps, schedule: Schedule, low: float, high: float) -> Steps:
     """The steps that meet sigma/alpha in (low, high), less the one to s = 0, from where nothing starts again."""
 
+    path = schedule.path
+
     def meets(t: Tensor, s: Tensor) -> bool:
-        above = schedule.sigma(t) > low * schedule.alpha(t)
-        return bool(above & (schedule.sigma(s) < high * schedule.alpha(s)) & (s > 0))
+        above = path.sigma(t) > low * path.alpha(t)
+        return bool(above & (path.sigma(s) < high * path.alpha(s)) & (s > 0))
 
     return [(t, s) for t, s in times if meets(t, s)]
 
