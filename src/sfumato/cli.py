@@ -185,11 +185,12 @@ def _show(title: str, rows: Sequence[tuple[str, ...]], heads: Sequence[str] = ()
     from rich.table import Table
 
     sheet = Table(title=title, show_header=bool(heads), title_justify="left")
-    for head in heads or [""] * len(rows[0]):
-        sheet.add_column(head)
+    for k, head in enumerate(heads or [""] * len(rows[0])):
+        sheet.add_column(head, no_wrap=bool(heads) and k == 0)
     for row in rows:
         sheet.add_row(*row)
-    Console(soft_wrap=True).print(sheet, highlight=False)
+    usual = Console(soft_wrap=True)
+    Console(soft_wrap=True, width=max(usual.width, 132 if len(heads) > 6 else 0)).print(sheet, highlight=False)
 
 
 # sample, evaluate, models, reproduce ----------------------------------------------------------------------------------
@@ -272,7 +273,9 @@ def evaluate(args: Sequence[str]) -> None:
         sampler=given.sampler,
         steps=given.steps,
         guidance=given.guidance,
-        ode=(100 if math.prod(model.config.shape) <= 256 else 0) if given.ode is None else given.ode,
+        ode=(100 if model.config.gaussian and math.prod(model.config.shape) <= 256 else 0)
+        if given.ode is None
+        else given.ode,
         say=lambda text: print(f"measuring {text} ..."),
     )
     _show(f"{name}", table(scores))

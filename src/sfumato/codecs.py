@@ -79,6 +79,8 @@ class PixelCodec(Codec):
         return x.float() * self.bin_width - 1
 
     def decode(self, x_0: Tensor) -> Tensor:
+        if not bool(x_0.isfinite().all()):
+            raise ValueError("x_0 holds NaN or infinity, which is no picture; the sampler or the model went astray")
         return ((x_0.float() + 1) / self.bin_width).round().clamp(0, self.levels - 1).to(torch.uint8)
 
 

@@ -110,7 +110,7 @@ class NetworkDenoiser(Denoiser):
 
     def _ask(self, x: Tensor, t: Tensor, cond: Cond | None) -> Tensor:
         weight = next(self.net.parameters(), x) if isinstance(self.net, torch.nn.Module) else x
-        told = TIMES[self.time](self.schedule, t).to(x.device, torch.float32)
+        told = TIMES[self.time](self.schedule, t).to(x.device, torch.promote_types(weight.dtype, torch.float32))
         if self.autocast is None:
             return self.net(x.to(weight.dtype), told, cond).to(x.dtype)
         with torch.autocast(x.device.type, self.autocast):

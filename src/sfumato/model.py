@@ -29,6 +29,7 @@ from sfumato.denoiser import Denoiser, NetworkDenoiser, Prediction
 from sfumato.nn import NETWORKS, Conditions
 from sfumato.noise import PRIOR, normal
 from sfumato.options import unknown, whole
+from sfumato.samplers.loop import no_noise
 from sfumato.schedules import Schedule
 
 ZOO = Path(__file__).parent / "zoo"
@@ -242,6 +243,8 @@ class Model:
         grid: str | None = None,
     ) -> Tensor:
         """The latents (n, *shape), codec units, of data x, data units: the ODE walked up (`samplers.encode`)."""
+        if not isinstance(x, Tensor):
+            raise ValueError(f"data to encode is a tensor (n, {', '.join(map(str, self.config.shape))}); got {type(x)}")
         x_0 = self.codec.encode(x).to(self.device)
         return samplers.encode(self.guided(), x_0, sampler, *self._way(steps, grid), self._told(len(x_0), label))
 
@@ -325,10 +328,11 @@ class Model:
             denoiser,
             x_T,
             sampler,
-            self.usual_steps if steps is None else steps,
+            min(usual.steps, denoiser.schedule.steps or usual.steps) if steps is None else steps,
             grid or usual.grid,
             seeds,
             cond,
+            no_noise if self.config.source else None,
         )
 
     def _batches(self, n: int, seed: int, batch: int) -> Iterator[range]:

@@ -58,6 +58,9 @@ EXPERIMENTS: dict[str, Experiment] = {
     "reconstruction": Experiment(reconstruction.run, "encode and decode: error by steps, paths between latents (DDIM)"),
 }
 
+# experiments that train their own models, or need none
+WITHOUT_MODEL = ("forward-chain", "schedules", "solver-orders", "assumptions", "nll", "flow")
+
 __all__ = ["EXPERIMENTS", "Experiment", "Report", "Request", "reproduce"]
 
 
@@ -76,6 +79,8 @@ def reproduce(
     """
     if name not in EXPERIMENTS:
         raise unknown("experiment", name, EXPERIMENTS)
+    if model != "digits" and name in WITHOUT_MODEL:
+        raise ValueError(f"experiment {name!r} looks at no trained model; leave --model out")
     request = Request(name, Path("reports") / name if out is None else Path(out), quick, str(model), seed, say)
     begun = time.perf_counter()
     report = EXPERIMENTS[name].run(request)

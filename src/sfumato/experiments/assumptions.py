@@ -29,12 +29,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sfumato import data, gaussian
-from sfumato.codecs import PixelCodec
+from sfumato import gaussian
+from sfumato.codecs import Codec
 from sfumato.denoiser import Cond, Denoiser
 from sfumato.experiments import figures
 from sfumato.experiments.report import Report, Request, digest, remembered
-from sfumato.experiments.trainings import SCORES, Judged, References, score_cells, trained_here
+from sfumato.experiments.trainings import SCORES, Judged, References, judged_by, score_cells, trained_here
 from sfumato.model import Model, Sampling
 from sfumato.noise import EPS, normal
 from sfumato.recipes import assumptions as recipes
@@ -87,17 +87,16 @@ class Size:
     rows: int
 
 
-QUICK, FULL = Size(150, 64, 100, (10, 50), 64), Size(400, 64, 400, (5, 10, 20, 50), 200)
+QUICK, FULL = Size(150, 64, 100, (10, 50), 64), Size(400, 64, 300, (5, 10, 20, 50), 120)
 
 
 def run(request: Request) -> Report:
     size = QUICK if request.quick else FULL
-    splits = data.load(digits().data)
+    judged = judged_by(digits().data)
     found: dict[str, dict[str, Tensor]] = {}
     basis = []
     for name in ASSUMPTIONS:
         model = trained_here(request, name, plan(name, size, request.seed))
-        judged = Judged(splits, PixelCodec(splits.info.levels or 0))
         key = {"weights": digest(model), **asdict(size)}
         found[name] = remembered(request, key, f"scores-{name}", partial(measure, model, judged, size, request.seed))
         basis.append(f"{name}: {_told(model)}, weights sha256 `{digest(model)}`")
@@ -109,7 +108,7 @@ def run(request: Request) -> Report:
         shown=(__doc__ or "").partition("\n\n")[2],
         see=SEE,
         basis=[
-            f"data: {splits.info.source}; held out: {splits.info.rule}",
+            f"data: {judged.splits.info.source}; held out: {judged.splits.info.rule}",
             f"each trained in this run for {size.training} steps of {size.batch} rows, from the same first weights",
             *basis,
             f"{size.samples} samples of each, classes in turn, ddim on grid trailing, x_0 clipped where pixels have "
@@ -120,7 +119,7 @@ def run(request: Request) -> Report:
         numbers=_numbers(found, references, size),
         columns=COLUMNS,
         rows=table(found, references, linear, size),
-        figure=_draw(found, references, linear, size),
+        figure=_draw(found, references, linear, size, judged.codec),
     )
 
 
@@ -208,11 +207,12 @@ def _numbers(found: dict[str, dict[str, Tensor]], references: References, size: 
     return lines + [[name, *score_cells(values), "-", "-"] for name, values in references.items()]
 
 
-def _draw(found: dict[str, dict[str, Tensor]], references: References, linear: Tensor, size: Size) -> Figure:
+def _draw(
+    found: dict[str, dict[str, Tensor]], references: References, linear: Tensor, size: Size, codec: Codec
+) -> Figure:
     drawn = figures.figure(13, 4.2)
     axes = drawn.subplots(1, 3, width_ratios=(1.25, 1, 1))
-    levels = 17
-    sheet = torch.stack([scores["samples"].float() * (2 / (levels - 1)) - 1 for scores in found.values()])
+    sheet = torch.stack([codec.encode(scores["samples"]) for scores in found.values()])
     figures.pictures(axes[0], sheet, list(found), [""] * SHOWN, f"samples, {size.calls[-1]} calls")
     for name, scores in found.items():
         axes[1].semilogx(size.calls, scores["energy"], "o-", markersize=4, linewidth=1, label=name)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
@@ -211,6 +211,7 @@ def on_the_mixture(steps_of: Sequence[int]) -> list[list[Any]]:
     return rows
 
 
+@lru_cache(maxsize=1)
 def _exact(low: float, high: float) -> tuple[Tensor, Tensor]:
     """Rows of the mixture at time `low`, and where the ODE leads them by time `high`."""
     schedule = schedules.from_spec(EXACT)
@@ -261,7 +262,7 @@ def nearest(subject: Trained, strip: dict[str, Tensor]) -> list[tuple[str, str]]
         lines.append(
             (
                 f"{name}: distance to the nearest training row (median); standard deviation of pixels",
-                f"{np.median(near.compute()):.2f}; {x.std(0, correction=0).mean().item():.3f}",
+                f"{np.median(near.compute()):.2f}; {x.std(0).mean().item():.3f}",
             )
         )
     return lines

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from sfumato import data
-from sfumato.codecs import Codec
+from sfumato.codecs import Codec, PixelCodec
 from sfumato.experiments.report import UNFINISHED, Request
 from sfumato.metrics import EnergyDistance, LabelAgreement, NearestNeighbour, fit_judge
 from sfumato.model import Model
@@ -113,6 +113,13 @@ class Judged:
             "held-out rows": {**self(self.held_out["x"], self.held_out["label"]), "energy": None},
             "one Gaussian a class": dict(self(gaussian, labels)),
         }
+
+
+def judged_by(of: data.Data) -> Judged:
+    """Scores against some labelled pictures."""
+    splits = data.load(of)
+    assert splits.info.levels is not None
+    return Judged(splits, PixelCodec(splits.info.levels))
 
 
 def score_cells(scores: Mapping[str, float | None]) -> list[str]:

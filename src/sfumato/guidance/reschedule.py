@@ -11,6 +11,7 @@ N. Shaul et al., "Bespoke Solvers for Generative Flow Models", arXiv:2310.19075,
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import final
 
 from torch import Tensor
@@ -29,10 +30,10 @@ class Rescheduled(Denoiser):
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Prediction:
         trained = self.inner.schedule
-        there = trained.time_of_logsnr(self.schedule.logsnr(t))
+        there = trained.time_of_logsnr(self.schedule.logsnr(t)).clamp(min=1 / trained.steps if trained.steps else 0)
         scale = _size(trained, there) / _size(self.schedule, t)
         p = self.inner(expand(scale, x_t) * x_t, there.to(t), cond)
-        return from_x0(self.schedule, x_t, t, p.x0)
+        return replace(p, eps=from_x0(self.schedule, x_t, t, p.x0).eps)
 
 
 def _size(schedule: Schedule, t: Tensor) -> Tensor:

@@ -133,6 +133,10 @@ def bits_per_dim_flow(
     encode: from there to the denoiser's units, if they are others: it must keep volumes, as an orthonormal transform
     does.  draws: of u a row, averaged.  The others are `log_likelihood`'s.
     """
+    if not len(x_0) or not x_0.is_floating_point():
+        raise ValueError(
+            f"x_0 is at least one row of floats, in codec units (codec.encode(x)); got {x_0.dtype} {tuple(x_0.shape)}"
+        )
     n, dimension = len(x_0), x_0[:1].numel()
     counted, bits = _Counted(denoiser), torch.zeros(n, dtype=torch.float64)
     for draw in range(whole("draws", draws) if bin_width else 1):

@@ -56,9 +56,9 @@ class SampleArguments:
     sampler: str | None = None
     """A row of SAMPLERS, with options (ddim:eta=0.5); by default the model's own."""
     steps: int | None = None
-    """Steps of the sampler."""
+    """Steps of the sampler; by default the model's own."""
     grid: str | None = None
-    """Which times it visits, a row of GRIDS."""
+    """Which times it visits, a row of GRIDS; by default the model's own."""
     seed: int = 0
     """The same seed gives the same samples."""
     label: str | None = None
@@ -95,6 +95,10 @@ class EvaluateArguments:
     """Another EMA length (MODEL must be a run)."""
     out: Path | None = None
     """Also write the scores to this JSON file."""
+
+    def __post_init__(self) -> None:
+        if self.ode is not None and self.ode < 0:
+            raise ValueError(f"ode is a number of rows, 0 or more; got {self.ode}")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from functools import partial
 from torch import Tensor
 
 from sfumato.denoiser import Cond, Denoiser, Prediction
+from sfumato.options import split
 from sfumato.samplers.ancestral import ancestral
 from sfumato.samplers.cold import cold
 from sfumato.samplers.ddim import ddim, ddim_sigma_hat
@@ -21,7 +22,19 @@ from sfumato.samplers.dpm_solver_sde import dpmpp_2m_sde
 from sfumato.samplers.edm import euler, heun
 from sfumato.samplers.langevin import langevin
 from sfumato.samplers.latent import encoded, lerp, slerp
-from sfumato.samplers.loop import Query, Row, Sampler, grid_of, named, noise_of, together, walk
+from sfumato.samplers.loop import (
+    Noise,
+    Query,
+    Row,
+    Sampler,
+    floating,
+    grid_of,
+    named,
+    no_noise,
+    noise_of,
+    together,
+    walk,
+)
 from sfumato.samplers.meanflow import meanflow
 from sfumato.samplers.pndm import plms
 from sfumato.samplers.refused import adds_noise, check
@@ -130,11 +143,16 @@ def trajectory(
     grid: str | Tensor | None = None,
     seeds: Sequence[int] | Tensor | None = None,
     cond: Cond | None = None,
+    noise: Noise | None = None,
 ) -> Iterator[tuple[Tensor, Tensor, Prediction | None]]:
-    """`sample`, yielding (t, x_t, Prediction) at every call of the Denoiser and at last (0, x_0, None)."""
+    """`sample`, yielding (t, x_t, Prediction) at every call of the Denoiser and at last (s, x_s, None), the grid's end.
+
+    noise: step -> N(0, I) of x's shape, instead of that of the seeds.
+    """
     times = grid_of(grid, denoiser.schedule, steps)
     check(sampler, SAMPLERS, denoiser.schedule, times)
-    return walk(denoiser, x_T, named(sampler, SAMPLERS), times, noise_of(seeds, x_T), cond)
+    drawn = noise or noise_of(seeds, x_T)
+    return walk(denoiser, floating(x_T), named(sampler, SAMPLERS), times, drawn, cond)
 
 
 def sample(
@@ -159,12 +177,6 @@ def sample(
     return x
 
 
-def _no_noise(step: int) -> Tensor:
-    raise ValueError(
-        "an encoding adds no noise, and this sampler asks for some; take eta=0, churn=0 or another sampler"
-    )
-
-
 def encode(
     denoiser: Denoiser,
     x_0: Tensor,
@@ -179,5 +191,5 @@ def encode(
     """
     run, times = named(sampler, SAMPLERS), grid_of(grid, denoiser.schedule, steps).flip(0)
     check(sampler, SAMPLERS, denoiser.schedule, times)
-    whole = isinstance(sampler, str) and SAMPLERS[sampler.partition(":")[0]].calls is None
-    return encoded(denoiser, x_0, run, times, _no_noise, cond, whole)
+    whole = isinstance(sampler, str) and SAMPLERS[split(sampler)[0]].calls is None
+    return encoded(denoiser, floating(x_0), run, times, no_noise, cond, whole)

@@ -74,7 +74,7 @@ def walk(
     noise: Noise,
     cond: Cond | None = None,
 ) -> Iterator[tuple[Tensor, Tensor, Prediction | None]]:
-    """Yield (t, x_t, Prediction) for every query of the sampler, and at last (0, x_0, None)."""
+    """Yield (t, x_t, Prediction) for every query of the sampler, and at last (s, x_s, None), the end of the grid."""
     steps = grids.pairs(times)
     generator = sampler(x_T, steps, denoiser.schedule, noise)
     prediction = None
@@ -116,9 +116,21 @@ def named(sampler: str | Sampler, table: dict[str, Row]) -> Sampler:
 
 def grid_of(grid: str | Tensor | None, schedule: Schedule, steps: int) -> Tensor:
     """The visited times from a row of GRIDS by name, from a list of times, or the default (trailing)."""
-    if isinstance(grid, Tensor):
-        return grid
+    if grid is not None and not isinstance(grid, str):
+        return torch.as_tensor(grid, dtype=torch.float64)
     return call_with("grid", grid or "trailing", grids.GRIDS)(schedule, steps)
+
+
+def no_noise(step: int) -> Tensor:
+    """The noise of a walk that has none."""
+    raise ValueError("this walk adds no noise, and the sampler asks for some; take eta=0, churn=0 or another sampler")
+
+
+def floating(x: Tensor) -> Tensor:
+    """x, a state, which is no whole numbers."""
+    if not x.is_floating_point():
+        raise ValueError(f"a state is made of floats, in codec units (codec.encode(x)); got {x.dtype}")
+    return x
 
 
 def noise_of(seeds: Sequence[int] | Tensor | None, x_T: Tensor) -> RowNoise:

@@ -1,7 +1,8 @@
 """What is refused: sampler with schedule or direction, a reason each.
 
 Everything else in SAMPLERS x SCHEDULES x TARGETS x GRIDS runs, and a test runs it.  (Targets that do not go with a
-schedule are in `parameterization.REFUSED`.)
+schedule are in `parameterization.REFUSED`.  What depends on a whole model, such as noise on a bridge or another
+schedule after training, is refused by `Model`.)
 """
 
 from __future__ import annotations

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from sfumato.model import Model
+from sfumato.options import split
+from sfumato.samplers import SAMPLERS
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,12 @@ def generate(
     seconds = time.perf_counter() - start
     labels = model.labels(n, label)
     usual = model.config.sampling
+    name = split(sampler or usual.sampler)[0] if isinstance(sampler or usual.sampler, str) else ""
+    adaptive = name in SAMPLERS and SAMPLERS[name].calls is None  # it takes steps of its own
     settings = {
         "sampler": sampler or usual.sampler,
-        "steps": model.usual_steps if steps is None else steps,
-        "grid": grid or usual.grid,
+        "steps": None if adaptive else model.usual_steps if steps is None else steps,
+        "grid": None if adaptive else grid or usual.grid,
         "seed": seed,
         "guidance": usual.guidance if guidance is None else guidance,
         "n": n,

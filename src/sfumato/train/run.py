@@ -72,7 +72,7 @@ class Run:
     schedule: str = "cosine"
     """A row of PROCESSES, with options: cosine, linear:steps=1000, rectified, blurring, cold:degradation=blur."""
     target: str = "v"
-    """What the network predicts, a row of TARGETS: eps, x0, v, score, flow, edm."""
+    """What the network predicts, a row of TARGETS: eps, x0, v, score, flow, edm (sigma_data 0.5: pixels)."""
     time: Literal["index", "unit", "logsnr", "c_noise", "none"] = "index"
     """What the network is told of t; with unit (t itself) set --network.time-scale 1000, with c_noise 100."""
     codec: Literal["auto", "dct"] = "auto"
