@@ -63,13 +63,13 @@ SHOWN = 10  # samples shown of each
 
 SEE = """\
 All six make digits, and after so short a training five of them lie nearer to held-out rows than one Gaussian a class
-does.  eps is behind x0 and v on the same path: near t = 1 an error d of eps is one of d sigma/alpha in x_0, where the
-curves rise at low logSNR, and there samples begin.  x0 pays at the other end: its error at high logSNR hardly shows in
-samples, but costs most of its bits.  Flow does best with few calls.  The network that is not told t can read off a
+does.  eps is behind x0 and v on the same path: near t = 1 an error d of eps is one of d sigma/alpha in x_0, where its
+curve rises at low logSNR, and there samples begin.  x0 pays at the other end: its error at high logSNR hardly shows in
+samples, but costs more than a bit.  Flow does best with few calls.  The network that is not told t can read off a
 picture how noisy it is, except near the ends, where its curve rises; more calls do not help it.  Blurring is behind
 at this budget: its samples are grainier, and farther from every row.  (Differences of a few thousandths of energy
 distance are noise.  The bits of both straight paths are no judgement of them: the bound's T = 1,000 equal steps begin
-at sigma = 0.001, and most of it is spent on noise far below a bin of 0.125; the ODE's bits, in `nll`, have no steps.)
+at sigma = 0.001, and most of it is spent on noise far below a bin of 0.125; a likelihood by the ODE has no steps.)
 """
 
 
