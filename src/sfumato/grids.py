@@ -53,8 +53,7 @@ def _visit(schedule: Schedule, wished: np.ndarray) -> Tensor:
 def _reach(schedule: Schedule) -> tuple[float, float]:
     """r_min and r_max: sigma/alpha at the first step and at t = 1, within RATIOS."""
     ends = torch.tensor([1 / schedule.steps if schedule.steps else 0.0, 1.0], dtype=torch.float64)
-    low, high = torch.exp(-0.5 * schedule.path.logsnr(ends)).clamp(*RATIOS).tolist()
-    return low, high
+    return tuple(torch.exp(-0.5 * schedule.path.logsnr(ends)).clamp(*RATIOS).tolist())
 
 
 def _at_ratios(schedule: Schedule, r: np.ndarray) -> Tensor:

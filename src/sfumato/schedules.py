@@ -23,12 +23,11 @@ sigma = t sigma_max [6].
 Everything here is computed and returned in float64, since what follows cancels; x keeps its own dtype.
 
 [1] J. Ho, A. Jain, P. Abbeel, "Denoising Diffusion Probabilistic Models", arXiv:2006.11239
-[2] the betas "quad" of [1]'s code; J. Song, C. Meng, S. Ermon, "Denoising Diffusion Implicit Models", arXiv:2010.02502
+[2] the betas "quad" of [1]'s code; J. Song, C. Meng, S. Ermon, arXiv:2010.02502
 [3] A. Nichol, P. Dhariwal, "Improved Denoising Diffusion Probabilistic Models", arXiv:2102.09672
 [4] M. Xu et al., "GeoDiff", arXiv:2203.02923
 [5] X. Liu, C. Gong, Q. Liu, "Flow Straight and Fast", arXiv:2209.03003
-[6] T. Karras, M. Aittala, T. Aila, S. Laine, "Elucidating the Design Space of Diffusion-Based Generative Models",
-    arXiv:2206.00364
+[6] T. Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", arXiv:2206.00364
 [7] S. Lin, B. Liu, J. Li, X. Yang, "Common Diffusion Noise Schedules and Sample Steps are Flawed", arXiv:2305.08891
 """
 
@@ -173,10 +172,12 @@ class Discrete(VariancePreserving):
         return torch.where(off.abs() < SNAP * self.steps, i + off, i)
 
     def time_of_logsnr(self, logsnr: Tensor | float) -> Tensor:
-        """As every schedule's; exactly i/T at the logsnr of a step, for a hair beside it `position` snaps no more."""
-        t = super().time_of_logsnr(logsnr)
-        step = (t * self.steps).round() / self.steps
-        return torch.where((t - step).abs() < 2 * SNAP, step, t)
+        """As every schedule's, by looking up -log alpha^2 = softplus(-logsnr) in the table."""
+        wanted, table = torch.nn.functional.softplus(-_double(logsnr), threshold=100), -self.log_alphas_cumprod
+        i = torch.searchsorted(table, wanted).clamp(1, self.steps)
+        off, step = wanted - table[i - 1], table[i] - table[i - 1]
+        u = torch.where(step.isinf(), -torch.expm1(-off / 2), off / step)
+        return (i - 1 + u.clamp(0, 1)) / self.steps
 
     def _parts(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """l and r with alpha = exp(l/2) r: r falls from 1 to 0 in a last step of beta = 1 and is 1 elsewhere."""

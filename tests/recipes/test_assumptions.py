@@ -103,7 +103,7 @@ def test_edm_is_preconditioned_as_karras() -> None:
     c_skip, c_out = 0.5**2 / (s**2 + 0.5**2), s * 0.5 / (s**2 + 0.5**2).sqrt()
     ((given, told),) = shown
     torch.testing.assert_close(given, x / (s**2 + 0.5**2).sqrt(), rtol=1e-12, atol=0)
-    torch.testing.assert_close(told, (sigma.log() / 4).float(), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(told, sigma.log() / 4, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(p.x0, c_skip * x + c_out * answer, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(p.eps, (x - p.x0) / s, rtol=1e-9, atol=1e-9)
 

@@ -58,7 +58,10 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> list[Seen]:
     seen: list[Seen] = []
     real = trainer.row_losses
 
-    def watch(training: Training, denoiser: Any, x_0: Tensor, t: Tensor, eps: Tensor, cond: Any) -> Tensor:
+    def watch(
+        training: Training, denoiser: Any, x_0: Tensor, t: Tensor, eps: Tensor, cond: Any, measured: Any = None
+    ) -> Tensor:
+        assert measured is None  # nothing but the objective is measured here
         objective = training.objective
 
         def look(at: Any, *rest: Any) -> Tensor:

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 
@@ -25,6 +24,8 @@ def independent(x_0: Tensor, eps: Tensor, conditional: bool) -> Tensor:
 
 
 def ot(x_0: Tensor, eps: Tensor, conditional: bool) -> Tensor:
+    from scipy.optimize import linear_sum_assignment
+
     distances = torch.cdist(x_0.flatten(1).double(), eps.flatten(1).double()).square()
     return torch.from_numpy(linear_sum_assignment(distances.cpu().numpy())[1])
 
