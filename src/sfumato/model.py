@@ -168,7 +168,11 @@ class Model:
     @property
     def usual_steps(self) -> int:
         """The sampling steps of the config, as far as the schedule has so many."""
-        return min(self.config.sampling.steps, self.denoiser.schedule.steps or self.config.sampling.steps)
+        return self.usual_steps_on(self.denoiser.schedule)
+
+    def usual_steps_on(self, schedule: Schedule) -> int:
+        """The same for a walk along another schedule."""
+        return min(self.config.sampling.steps, schedule.steps or self.config.sampling.steps)
 
     def guided(self, clip: bool | None = None, schedule: str | None = None) -> Denoiser:
         """The denoiser that `sample` walks with: guided by cond["guidance"], its x_0 held in the codec's limits.
@@ -328,7 +332,7 @@ class Model:
             denoiser,
             x_T,
             sampler,
-            min(usual.steps, denoiser.schedule.steps or usual.steps) if steps is None else steps,
+            self.usual_steps_on(denoiser.schedule) if steps is None else steps,
             grid or usual.grid,
             seeds,
             cond,

@@ -63,10 +63,11 @@ def generate(
     labels = model.labels(n, label)
     usual = model.config.sampling
     name = split(sampler or usual.sampler)[0] if isinstance(sampler or usual.sampler, str) else ""
+    walked = model.guided(schedule=schedule).schedule
     adaptive = name in SAMPLERS and SAMPLERS[name].calls is None  # it takes steps of its own
     settings = {
         "sampler": sampler or usual.sampler,
-        "steps": None if adaptive else model.usual_steps if steps is None else steps,
+        "steps": None if adaptive else model.usual_steps_on(walked) if steps is None else steps,
         "grid": None if adaptive else grid or usual.grid,
         "seed": seed,
         "guidance": usual.guidance if guidance is None else guidance,
