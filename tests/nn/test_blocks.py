@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sfumato.nn.blocks import Attention, Resample, Residual, halved, largest_divisor, resize
+from sfumato.nn.blocks import Attention, Resample, Residual, fold, halved, largest_divisor, resize, unfold
+from sfumato.nn.unet import UNet, UNetConfig
 
 from .perturbed import perturbed
 
@@ -121,3 +122,24 @@ def test_strided_convolution_pads_as_ddpm_did(n):
     windows = torch.stack([padded[..., 2 * i : 2 * i + 3] for i in range(out)], dim=-1)
     expected = torch.einsum("ock,bcki->boi", block.conv.weight, windows) + block.conv.bias[:, None]
     torch.testing.assert_close(block(h, torch.empty(3, 0, 1), halved(h.shape[2:])), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("spatial", [(6,), (4, 6), (2, 4, 2)])
+def test_patches_become_channels_and_pixels_again(spatial):
+    x = torch.randn(2, 3, *spatial)
+    h = fold(x, 2)
+    assert h.shape == (2, 3 * 2 ** len(spatial), *[n // 2 for n in spatial])
+    assert torch.equal(unfold(h, 2), x)
+    if len(spatial) == 2:  # torch's own keeps a channel's places together, ours a place's channels
+        order = F.pixel_unshuffle(x, 2).unflatten(1, (3, 4)).transpose(1, 2).flatten(1, 2)
+        assert torch.equal(h, order)
+
+
+def test_a_unet_of_patches_sees_every_pixel_and_refuses_what_it_cannot_cut():
+    net = perturbed(UNet(UNetConfig(channels=8, patch=2, multipliers=(1, 2), blocks=1), (1, 6, 6))).double()
+    x = torch.randn(1, 1, 6, 6, dtype=torch.float64, requires_grad=True)
+    y = net(x, torch.ones(1, dtype=torch.float64))
+    assert y.shape == x.shape
+    assert all(torch.autograd.grad(y[0, 0, 3, 4], x)[0].flatten() != 0)
+    with pytest.raises(ValueError, match="patch = 2 does not divide"):
+        UNet(UNetConfig(channels=8, patch=2), (1, 5, 6))

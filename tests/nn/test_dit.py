@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sfumato.nn import Conditions, DiT, DiTConfig
-from sfumato.nn.dit import Block, grid_features, patchify, unpatchify
+from sfumato.nn.blocks import patchify, unpatchify
+from sfumato.nn.dit import Block, grid_features
 
 from .perturbed import perturbed
 from .test_unet import ALL, told

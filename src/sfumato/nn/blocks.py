@@ -15,6 +15,7 @@ context tokens beside the positions in one attention.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -66,6 +67,43 @@ def resize(h: Tensor, size: torch.Size) -> Tensor:
     if h.shape[2:] > size:
         return AVERAGE[len(size)](h, [min(n, 2) for n in h.shape[2:]], ceil_mode=True)
     return F.interpolate(h, size=size, mode="nearest")
+
+
+def patchify(x: Tensor, patch: int) -> Tensor:
+    """(B, C, *spatial) -> (B, patches, patch^d C): patches, their places, then channels, all in reading order."""
+    dims = x.ndim - 2
+    for axis in range(dims):
+        x = x.unflatten(2 + 2 * axis, (-1, patch))  # (B, C, n_1, patch, n_2, patch, ..)
+    counts, insides = range(2, 2 + 2 * dims, 2), range(3, 3 + 2 * dims, 2)
+    return x.permute(0, *counts, *insides, 1).flatten(1 + dims).flatten(1, dims)
+
+
+def unpatchify(tokens: Tensor, patch: int, spatial: Sequence[int]) -> Tensor:
+    """(B, patches, patch^d C) -> (B, C, *spatial), the inverse of `patchify`."""
+    dims = len(spatial)
+    x = tokens.unflatten(1, [n // patch for n in spatial]).unflatten(1 + dims, [*[patch] * dims, -1])
+    pairs = [each for axis in range(1, 1 + dims) for each in (axis, axis + dims)]
+    return x.permute(0, 1 + 2 * dims, *pairs).reshape(len(x), -1, *spatial)
+
+
+def fold(x: Tensor, patch: int) -> Tensor:
+    """Patches as channels: (B, C, *spatial) -> (B, patch^d C, *spatial/patch)."""
+    return x if patch == 1 else unpatchify(patchify(x, patch), 1, [n // patch for n in x.shape[2:]])
+
+
+def unfold(h: Tensor, patch: int) -> Tensor:
+    """The inverse of `fold`."""
+    return h if patch == 1 else unpatchify(patchify(h, 1), patch, [n * patch for n in h.shape[2:]])
+
+
+def check_patch(network: str, patch: int, shape: Sequence[int]) -> None:
+    """Raise ValueError unless data of this shape (C, *spatial) can be cut into patches."""
+    if any(n % patch for n in shape[1:]):
+        fits = [p for p in range(1, patch) if not any(n % p for n in shape[1:])]
+        raise ValueError(
+            f"{network}: patch = {patch} does not divide the sizes {tuple(shape[1:])}; "
+            f"take patch {' or '.join(map(str, fits))}, or pad the data"
+        )
 
 
 class Residual(nn.Module):

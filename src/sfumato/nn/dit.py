@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfumato.nn.blocks import adaptive_norm, attend, context_map, zeroed
+from sfumato.nn.blocks import adaptive_norm, attend, check_patch, context_map, patchify, unpatchify, zeroed
 from sfumato.nn.conditions import Conditions
 from sfumato.nn.embedding import Embedding, check_input, time_features
 
@@ -60,23 +60,6 @@ class DiTConfig:
             raise ValueError(f"dit: width = {self.width}; it must be at least 4 and a multiple of heads = {self.heads}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dit: dropout = {self.dropout}; it must be in [0, 1)")
-
-
-def patchify(x: Tensor, patch: int) -> Tensor:
-    """(B, C, *spatial) -> (B, patches, patch^d C): patches, their places, then channels, all in reading order."""
-    dims = x.ndim - 2
-    for axis in range(dims):
-        x = x.unflatten(2 + 2 * axis, (-1, patch))  # (B, C, n_1, patch, n_2, patch, ..)
-    counts, insides = range(2, 2 + 2 * dims, 2), range(3, 3 + 2 * dims, 2)
-    return x.permute(0, *counts, *insides, 1).flatten(1 + dims).flatten(1, dims)
-
-
-def unpatchify(tokens: Tensor, patch: int, spatial: Sequence[int]) -> Tensor:
-    """(B, patches, patch^d C) -> (B, C, *spatial), the inverse of `patchify`."""
-    dims = len(spatial)
-    x = tokens.unflatten(1, [n // patch for n in spatial]).unflatten(1 + dims, [*[patch] * dims, -1])
-    pairs = [each for axis in range(1, 1 + dims) for each in (axis, axis + dims)]
-    return x.permute(0, 1 + 2 * dims, *pairs).reshape(len(x), -1, *spatial)
 
 
 def grid_features(grid: Sequence[int], width: int) -> Tensor:
@@ -155,12 +138,7 @@ def _check_shape(config: DiTConfig, shape: tuple[int, ...]) -> None:
     dims = len(shape) - 1
     if dims not in (1, 2, 3) or min(shape) < 1:
         raise ValueError(f"dit: shape {tuple(shape)} is none of (C, L), (C, H, W), (C, D, H, W); for vectors use mlp")
-    if any(n % config.patch for n in shape[1:]):
-        fits = [p for p in range(1, config.patch) if not any(n % p for n in shape[1:])]
-        raise ValueError(
-            f"dit: patch = {config.patch} does not divide the sizes {tuple(shape[1:])}; "
-            f"take patch {' or '.join(map(str, fits))}, or pad the data"
-        )
+    check_patch("dit", config.patch, shape)
     if config.width % (2 * dims):
         raise ValueError(
             f"dit: width = {config.width}; with {dims} axes it must be a multiple of {2 * dims}, "

@@ -1,18 +1,20 @@
 """The UNet of DDPM and ADM, for 1-D signals, 2-D images and 3-D volumes.
 
-    stem -> levels down, each: blocks x (residual [+ attention]), then half the size
+    patches -> stem -> levels down, each: blocks x (residual [+ attention]), then half the size
          -> middle: residual, attention, residual
          -> levels up, each: (blocks + 1) x (residual over [h, skip] [+ attention]), then twice the size
-         -> GroupNorm, silu, last convolution
+         -> GroupNorm, silu, last convolution -> pixels
 
-Every output of the way down is a skip that the way up concatenates.  Sizes need not be even: 28 -> 14 -> 7 -> 4, and
-the way up returns to each skip's size.  What the embedding of time and conditions says to the blocks (their scale
-and shift) is made for all of them by one linear map.
+A patch of p pixels a side is one place of p^d C channels, as in "simple diffusion"; usually p = 1, and places are
+pixels.  Every output of the way down is a skip that the way up concatenates.  Sizes need not be even: 28 -> 14 -> 7
+-> 4, and the way up returns to each skip's size.  What the embedding of time and conditions says to the blocks (their
+scale and shift) is made for all of them by one linear map.
 
 ``UNetConfig()`` is ADM's block; ``adaptive=False, residual_resampling=False, head_channels=0`` is DDPM's.
 
 References: O. Ronneberger, P. Fischer, T. Brox, "U-Net" (arXiv 1505.04597); J. Ho, A. Jain, P. Abbeel, DDPM
-(arXiv 2006.11239); P. Dhariwal, A. Nichol, ADM (arXiv 2105.05233).
+(arXiv 2006.11239); P. Dhariwal, A. Nichol, ADM (arXiv 2105.05233); E. Hoogeboom, J. Heek, T. Salimans,
+"simple diffusion" (arXiv 2301.11093) for patches.
 """
 
 from __future__ import annotations
@@ -26,7 +28,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfumato.nn.blocks import CONV, Attention, Resample, Residual, Stage, group_norm, halved, zeroed
+from sfumato.nn.blocks import (
+    CONV,
+    Attention,
+    Resample,
+    Residual,
+    Stage,
+    check_patch,
+    fold,
+    group_norm,
+    halved,
+    unfold,
+    zeroed,
+)
 from sfumato.nn.conditions import Conditions
 from sfumato.nn.embedding import Embedding, check_input
 
@@ -36,7 +50,9 @@ class UNetConfig:
     """What a user chooses of a UNet; all else follows from the data."""
 
     channels: int = 64
-    """Channels at full resolution; even. The time embedding has four times as many."""
+    """Channels at the first level; even. The time embedding has four times as many."""
+    patch: int = 1
+    """Pixels a side of the patches that the first level works on; with 2, 28x28 pixels are 14x14 places of four."""
     multipliers: tuple[int, ...] = (1, 2, 2)
     """Channels of each level, as a multiple of `channels`; each further level halves the size."""
     blocks: int = 2
@@ -63,6 +79,8 @@ class UNetConfig:
     def __post_init__(self) -> None:
         if self.channels < 4 or self.channels % 2:
             raise ValueError(f"unet: channels = {self.channels}; it must be even and at least 4")
+        if self.patch < 1:
+            raise ValueError(f"unet: patch = {self.patch}; it must be at least 1, which cuts nothing")
         if not self.multipliers or min(self.multipliers) < 1:
             raise ValueError(f"unet: multipliers = {self.multipliers}; give one number >= 1 each level")
         if not all(0 <= level < len(self.multipliers) for level in self.attention):
@@ -95,7 +113,9 @@ class UNet(nn.Module):
             raise ValueError(
                 f"unet: shape {tuple(shape)} is none of (C, L), (C, H, W), (C, D, H, W); for vectors use mlp"
             )
+        check_patch("unet", config.patch, shape)
         self.config, self.shape, self.conditions = config, tuple(shape), conditions
+        volume = config.patch ** (len(shape) - 1)
         dims, last = len(shape) - 1, len(config.multipliers) - 1
         residual = partial(
             Residual,
@@ -122,7 +142,7 @@ class UNet(nn.Module):
             return Resample(channels, dims=dims, down=down)
 
         width = config.channels
-        self.stem = CONV[dims](shape[0] + conditions.concat, width, 3, padding=1)
+        self.stem = CONV[dims](volume * (shape[0] + conditions.concat), width, 3, padding=1)
         skips = [width]
         self.down = nn.ModuleList()
         for level, multiplier in enumerate(config.multipliers):
@@ -145,7 +165,7 @@ class UNet(nn.Module):
                 self.up.append(resample(width, down=False))
 
         self.norm = group_norm(width, config.groups, config.norm_eps)
-        self.out = zeroed(CONV[dims](width, out_channels or shape[0], 3, padding=1))
+        self.out = zeroed(CONV[dims](width, volume * (out_channels or shape[0]), 3, padding=1))
 
         self.embedding = Embedding(
             config.channels, 4 * config.channels, conditions, config.time_scale, config.freq_shift
@@ -163,7 +183,8 @@ class UNet(nn.Module):
         film = self.film(F.silu(self.embedding(t, full)))
         film = iter(film.reshape(*film.shape, *[1] * (x.ndim - 2)).split(self.told, dim=1))
 
-        h = self.stem(torch.cat([h, full["image"]], dim=1) if "image" in full else h)
+        h = torch.cat([h, full["image"]], dim=1) if "image" in full else h
+        h = self.stem(fold(h, self.config.patch))
         skips = [h]
         for unit in self.down:
             h = unit(h, next(film), context) if isinstance(unit, Stage) else unit(h, next(film), halved(h.shape[2:]))
@@ -175,4 +196,5 @@ class UNet(nn.Module):
                 h = unit(torch.cat([h, skips.pop()], dim=1), next(film), context)
             else:
                 h = unit(h, next(film), skips[-1].shape[2:])
-        return self.out(F.silu(self.norm(h))).to(x.dtype)
+        y = self.out(F.silu(self.norm(h)))
+        return unfold(y, self.config.patch).to(x.dtype)

@@ -23,8 +23,19 @@ def _run(data: Data, network: UNetConfig, steps: int) -> Run:
 
 
 def mnist() -> Run:
-    """28x28 grey digits, ten classes."""
-    return _run(Data("mnist"), UNetConfig(channels=32, multipliers=(1, 2, 2), blocks=1, attention=(2,)), 10_000)
+    """28x28 grey digits, ten classes: within 30 minutes on 2 cores.
+
+    Patches of 2x2 pixels make a call twice as cheap as pixels would for the same parameters.
+    """
+    return Run(
+        data=Data("mnist"),
+        network=UNetConfig(channels=48, patch=2, multipliers=(1, 2), blocks=1),
+        loss=Loss(weighting="v", times="stratified"),
+        optimiser=Optimiser(learning_rate=1.5e-3, warmup=200),
+        sampling=Sampling(sampler="dpmpp-2m", steps=10, grid="logsnr"),
+        steps=5000,
+        batch=64,
+    )
 
 
 def fashion() -> Run:
