@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sfumato import cli, data, grids, losses, metrics, nn, parameterization, recipes, samplers, times
+from sfumato import cli, console, data, grids, losses, metrics, nn, parameterization, recipes, samplers, times
 from sfumato.checkpoints import native
 from sfumato.cli import main
 from sfumato.corruptions import PROCESSES
@@ -81,7 +81,7 @@ TRAIN = {
     ],
 )
 def test_a_box_is_one_line(box: str, line: str) -> None:
-    assert cli._one_line(box) == line
+    assert console._one_line(box) == line
 
 
 def listed(text: str, title: str, names: Iterable[str]) -> bool:

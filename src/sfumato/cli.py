@@ -10,69 +10,18 @@ COMMANDS is the whole table; a command is a function of its arguments that impor
 
 from __future__ import annotations
 
-import contextlib
-import io
 import math
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from sfumato.console import first_line, listing, name_first, parse, show, value_of, with_progress
 
 if TYPE_CHECKING:
-    from sfumato.model import Model
     from sfumato.train import Run
-
-
-def _rows(title: str, table: Mapping[str, str] | Sequence[str]) -> str:
-    """A table's rows, for a help text."""
-    if isinstance(table, Mapping):
-        width = max(map(len, table), default=0)
-        return f"{title}:\n" + "".join(f"  {name:{width}}  {text}\n" for name, text in table.items())
-    return f"{title}: {', '.join(table)}\n"
-
-
-def _first_line(text: str | None) -> str:
-    return (text or "").strip().split("\n")[0]
-
-
-def _parse(kind: Any, program: str, description: str, args: Sequence[str], default: Any = None) -> Any:
-    """A dataclass from flags; --help prints the description with its tables as they are.
-
-    What tyro says of a mistake, in a box, becomes one line.
-    """
-    import tyro
-
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(
-                kind,
-                args=list(args),
-                prog=f"sfumato {program}",
-                description=description,
-                default=tyro.MISSING_NONPROP if default is None else default,
-                config=(tyro.conf.AvoidSubcommands,),
-            )
-    except SystemExit as end:
-        if not end.code:
-            raise
-        raise ValueError(_one_line(said.getvalue())) from None
-
-
-def _one_line(box: str) -> str:
-    """The words of a box, up to its second rule, as one line."""
-    words = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()[1:-1]]
-    parts = " ".join(word if word.strip("-") else ";" for word in words).split(";")
-    return "; ".join(part.strip() for part in parts if part.strip())
-
-
-def _name_first(args: Sequence[str], what: str, usage: str) -> tuple[str, list[str]]:
-    """The NAME that a command begins with, and the rest."""
-    if not args or args[0].startswith("-"):
-        raise ValueError(f"{usage}: the first word is {what}, got {args[0] if args else 'nothing'}")
-    return args[0], list(args[1:])
 
 
 # train ----------------------------------------------------------------------------------------------------------------
@@ -91,23 +40,23 @@ def train(args: Sequence[str]) -> None:
     tables = "\n".join(
         [
             "sfumato train RECIPE [--out DIR] [--init MODEL] [--dry-run] [any field of the run]\n",
-            _rows("recipes", {name: _first_line(recipe.__doc__) for name, recipe in RECIPES.items()}),
-            _rows("data sets", {row: _first_line(f.__doc__) for row, f in data.DATASETS.items()}),
-            _rows("networks", {row: network.summary for row, network in nn.NETWORKS.items()}),
-            _rows("schedules", list(PROCESSES)),
-            _rows("targets", list(parameterization.TARGETS)),
-            _rows("losses", list(OBJECTIVES)),
-            _rows("weightings", list(WEIGHTINGS)),
-            _rows("times", list(times.TIMES)),
-            _rows("learning rate decays", list(DECAYS)),
-            _rows("samplers", {name: row.summary for name, row in samplers.SAMPLERS.items()}),
-            _rows("grids", list(grids.GRIDS)),
+            listing("recipes", {name: first_line(recipe.__doc__) for name, recipe in RECIPES.items()}),
+            listing("data sets", {row: first_line(f.__doc__) for row, f in data.DATASETS.items()}),
+            listing("networks", {row: network.summary for row, network in nn.NETWORKS.items()}),
+            listing("schedules", list(PROCESSES)),
+            listing("targets", list(parameterization.TARGETS)),
+            listing("losses", list(OBJECTIVES)),
+            listing("weightings", list(WEIGHTINGS)),
+            listing("times", list(times.TIMES)),
+            listing("learning rate decays", list(DECAYS)),
+            listing("samplers", {name: row.summary for name, row in samplers.SAMPLERS.items()}),
+            listing("grids", list(grids.GRIDS)),
         ]
     )
     if not args or args[0] in ("-h", "--help"):
         print(tables + "\nsfumato train RECIPE --help lists the fields of that recipe's run.")
         return
-    name, rest = _name_first(args, "a RECIPE", "sfumato train RECIPE")
+    name, rest = name_first(args, "a RECIPE", "sfumato train RECIPE")
     if name not in RECIPES:
         raise unknown("recipe", name, RECIPES)
     _train(name, RECIPES[name](), rest, tables)
@@ -118,79 +67,16 @@ def _train(name: str, run: Run, rest: list[str], tables: str) -> None:
     from sfumato.recipes import fit, plan
     from sfumato.recipes.arguments import TrainArguments, run_like
 
-    start = _value_of(rest, "--init")
+    start = value_of(rest, "--init")
     init = load(start) if start else None
     if init is not None:
         run = run_like(run, init.config)
-    given = _parse(TrainArguments, f"train {name}", tables, rest, TrainArguments(run, Path("runs") / name, start))
+    given = parse(TrainArguments, f"train {name}", tables, rest, TrainArguments(run, Path("runs") / name, start))
     if given.dry_run:
-        _show(f"sfumato train {name}, planned", plan(given.run, init))
+        show(f"sfumato train {name}, planned", plan(given.run, init))
         return
     command = shlex.join(["sfumato", "train", name, *rest])
-    _with_progress(given, init, command, fit)
-
-
-def _value_of(args: Sequence[str], flag: str) -> str | None:
-    """VALUE of `--flag VALUE` or `--flag=VALUE`, looked at before the other flags are."""
-    for word, following in zip(args, [*args[1:], ""], strict=True):
-        if word == flag or word.startswith(f"{flag}="):
-            return word.partition("=")[2] or following
-    return None
-
-
-def _with_progress(given: Any, init: Model | None, command: str, fit: Callable[..., Any]) -> None:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    from sfumato.recipes import finish
-    from sfumato.tasks.evaluate import table
-
-    console = Console()
-    columns = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.4f}"),
-        TextColumn("{task.fields[rate]:.0f} images/s"),
-        TimeElapsedColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-    )
-    say = lambda text: console.print(text, highlight=False, markup=False)  # noqa: E731
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("training", total=given.run.steps, loss=float("nan"), rate=0.0)
-
-        def report(step: int, loss: float, rate: float) -> None:
-            progress.update(bar, completed=step, loss=loss, rate=rate)
-            if not console.is_terminal and (step % max(given.run.steps // 20, 1) == 0):
-                left = (given.run.steps - step) * given.run.batch / max(rate, 1e-9)
-                say(f"step {step}/{given.run.steps}  loss {loss:.4f}  {rate:.0f} images/s  ETA {left:.0f} s")
-
-        training = fit(given.run, given.out, init, command, say, report)
-    if training.is_main:
-        scores = finish(training, command, given.samples, say)
-        _show(f"{given.out}: trained in {training.seconds:.0f} s", table(scores))
-        say(f"samples.png, film.gif, loss.png, scores.json and model/ lie in {given.out}")
-    training.accelerator.end_training()
-
-
-def _show(title: str, rows: Sequence[tuple[str, ...]], heads: Sequence[str] = ()) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    sheet = Table(title=title, show_header=bool(heads), title_justify="left")
-    for k, head in enumerate(heads or [""] * len(rows[0])):
-        sheet.add_column(head, no_wrap=bool(heads) and k == 0)
-    for row in rows:
-        sheet.add_row(*row)
-    usual = Console(soft_wrap=True)
-    Console(soft_wrap=True, width=max(usual.width, 132 if len(heads) > 6 else 0)).print(sheet, highlight=False)
+    with_progress(given, init, command, fit)
 
 
 # sample, evaluate, models, reproduce ----------------------------------------------------------------------------------
@@ -203,9 +89,9 @@ def _sampling_tables(usage: str) -> str:
     return "\n".join(
         [
             usage + "\n",
-            _rows("samplers", {name: row.summary for name, row in samplers.SAMPLERS.items()}),
-            _rows("grids", list(grids.GRIDS)),
-            _rows("models in the zoo", list(zoo())),
+            listing("samplers", {name: row.summary for name, row in samplers.SAMPLERS.items()}),
+            listing("grids", list(grids.GRIDS)),
+            listing("models in the zoo", list(zoo())),
         ]
     )
 
@@ -218,9 +104,9 @@ def sample(args: Sequence[str]) -> None:
         "sfumato sample MODEL [-n 64] [--sampler NAME] [--steps S] [--seed K] [--label L] [--guidance W] [--out FILE]"
     )
     if not args or args[0] in ("-h", "--help"):
-        _parse(SampleArguments, "sample MODEL", _sampling_tables(usage), ["--help"])
-    name, rest = _name_first(args, "a MODEL (a zoo name, a model folder or a run)", "sfumato sample MODEL")
-    given = _parse(SampleArguments, "sample MODEL", _sampling_tables(usage), rest)
+        parse(SampleArguments, "sample MODEL", _sampling_tables(usage), ["--help"])
+    name, rest = name_first(args, "a MODEL (a zoo name, a model folder or a run)", "sfumato sample MODEL")
+    given = parse(SampleArguments, "sample MODEL", _sampling_tables(usage), rest)
 
     from sfumato.model import load
     from sfumato.tasks import check_out, generate, write
@@ -252,11 +138,11 @@ def evaluate(args: Sequence[str]) -> None:
     if not args or args[0] in ("-h", "--help"):
         from sfumato.metrics import METRICS
 
-        about = {name: _first_line(sys.modules[row.__module__].__doc__) for name, row in METRICS.items()}
-        tables = _sampling_tables(usage) + "\n" + _rows("metrics", about)
-        _parse(EvaluateArguments, "evaluate MODEL", tables, ["--help"])
-    name, rest = _name_first(args, "a MODEL (a zoo name, a model folder or a run)", "sfumato evaluate MODEL")
-    given = _parse(EvaluateArguments, "evaluate MODEL", usage, rest)
+        about = {name: first_line(sys.modules[row.__module__].__doc__) for name, row in METRICS.items()}
+        tables = _sampling_tables(usage) + "\n" + listing("metrics", about)
+        parse(EvaluateArguments, "evaluate MODEL", tables, ["--help"])
+    name, rest = name_first(args, "a MODEL (a zoo name, a model folder or a run)", "sfumato evaluate MODEL")
+    given = parse(EvaluateArguments, "evaluate MODEL", usage, rest)
 
     from sfumato import data
     from sfumato.checkpoints import native
@@ -278,7 +164,7 @@ def evaluate(args: Sequence[str]) -> None:
         else given.ode,
         say=lambda text: print(f"measuring {text} ..."),
     )
-    _show(f"{name}", table(scores))
+    show(f"{name}", table(scores))
     if given.out:
         native.write_json(given.out, scores)
 
@@ -298,9 +184,9 @@ def models(args: Sequence[str]) -> None:
         if "agreement" in scores:
             told += f", {100 * scores['agreement']['value']:.1f} % agreement"
         rows.append(
-            (name, f"{config.kind} {config.shape}", f"{size:.2f} MiB", told, _first_line(config.data.get("source")))
+            (name, f"{config.kind} {config.shape}", f"{size:.2f} MiB", told, first_line(config.data.get("source")))
         )
-    _show("models in the zoo", rows, ("name", "makes", "size", "measured", "data"))
+    show("models in the zoo", rows, ("name", "makes", "size", "measured", "data"))
 
 
 def reproduce(args: Sequence[str]) -> None:
@@ -309,13 +195,13 @@ def reproduce(args: Sequence[str]) -> None:
     from sfumato.experiments import reproduce as compute
     from sfumato.recipes.arguments import ReproduceArguments
 
-    usage = "sfumato reproduce NAME [--quick] [--model MODEL] [--out DIR] [--seed K]\n\n" + _rows(
+    usage = "sfumato reproduce NAME [--quick] [--model MODEL] [--out DIR] [--seed K]\n\n" + listing(
         "experiments", {name: row.summary for name, row in EXPERIMENTS.items()}
     )
     if not args or args[0] in ("-h", "--help"):
-        _parse(ReproduceArguments, "reproduce NAME", usage, ["--help"])
-    name, rest = _name_first(args, "the NAME of an experiment", "sfumato reproduce NAME")
-    given = _parse(ReproduceArguments, f"reproduce {name}", usage, rest)
+        parse(ReproduceArguments, "reproduce NAME", usage, ["--help"])
+    name, rest = name_first(args, "the NAME of an experiment", "sfumato reproduce NAME")
+    given = parse(ReproduceArguments, f"reproduce {name}", usage, rest)
     say = lambda text: print(text, flush=True)  # noqa: E731
     where = compute(name, quick=given.quick, model=given.model, out=given.out, seed=given.seed, say=say)
     print(f"the page README.md, {name}.png and {name}.csv lie in {where}")
@@ -326,7 +212,7 @@ def doctor(args: Sequence[str]) -> None:
     from sfumato.recipes.arguments import DoctorArguments
 
     usage = "sfumato doctor [--schedule NAME] [--out FILE.json]"
-    given = _parse(DoctorArguments, "doctor", usage, args)
+    given = parse(DoctorArguments, "doctor", usage, args)
 
     from sfumato.checkpoints import native
     from sfumato.tasks import doctor as measure
@@ -335,7 +221,7 @@ def doctor(args: Sequence[str]) -> None:
     for finding in measure.findings(given.schedule):
         print(f"measured {finding.sampler}", file=sys.stderr)
         found.append(finding)
-    _show(f"samplers on exact solutions, schedule {given.schedule}", measure.table(found), measure.HEADS)
+    show(f"samplers on exact solutions, schedule {given.schedule}", measure.table(found), measure.HEADS)
     print(measure.LEGEND)
     density = measure.likelihood(given.schedule)
     print(density)
@@ -361,8 +247,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args or args[0] in ("-h", "--help"):
         print("sfumato: denoising diffusion, from the first equation to a trained model\n")
         print(
-            _rows(
-                "sfumato COMMAND --help tells more; commands", {k: _first_line(f.__doc__) for k, f in COMMANDS.items()}
+            listing(
+                "sfumato COMMAND --help tells more; commands", {k: first_line(f.__doc__) for k, f in COMMANDS.items()}
             )
         )
         return 0

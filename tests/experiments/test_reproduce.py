@@ -67,7 +67,7 @@ TINY: dict[str, tuple[ModuleType, dict[str, Any]]] = {
         {"rows": 2, "steps": (5,), "tolerances": (), "pairs": 2, "exact": (8, 16)},
     ),
 }
-WITH_MODEL = sorted(set(TINY) - set(experiments.WITHOUT_MODEL))
+WITH_MODEL = sorted(name for name in TINY if experiments.EXPERIMENTS[name].model)
 IN_BLOCKS = [*WITH_MODEL, "flow"]  # flow stands for those that train: they keep their trainings alike
 
 
@@ -142,7 +142,7 @@ def test_a_stopped_run_goes_on(
     name: str, tmp_path: Path, saved: Callable[[int], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, module = saved(0), TINY[name][0]
-    folder = folder if name in WITH_MODEL else "digits"
+    folder = folder if name in WITH_MODEL else None
     whole = reproduce(name, quick=True, model=folder, out=tmp_path / "whole")
     out, computed = tmp_path / "stopped", []
 

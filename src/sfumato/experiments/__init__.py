@@ -34,19 +34,29 @@ from sfumato.options import unknown
 
 @dataclass(frozen=True)
 class Experiment:
-    """A row of EXPERIMENTS: what computes it, and one line of what it shows."""
+    """A row of EXPERIMENTS: what computes it, one line of what it shows, and the model it looks at by default.
+
+    model is empty where an experiment trains its own models, or needs none.
+    """
 
     run: Callable[[Request], Report]
     summary: str
+    model: str = ""
 
 
 EXPERIMENTS: dict[str, Experiment] = {
     "forward-chain": Experiment(forward_chain.run, "noise step by step against the closed form, mean and variance"),
     "schedules": Experiment(schedules.run, "linear, quadratic, cosine, sigmoid: betas, logSNR, cost, pictures"),
-    "reverse-film": Experiment(reverse_film.run, "forward and reverse chain side by side: three drawings, digits"),
-    "bound-terms": Experiment(bound_terms.run, "L_T, every L_{t-1}, L_0 and lambda_t of a trained model, bits/dim"),
-    "progressive": Experiment(progressive.run, "the predicted x_0 as t falls (DDPM, figure 6)"),
-    "interpolation": Experiment(interpolation.run, "two held-out pictures mixed at several t (DDPM, figures 8 and 9)"),
+    "reverse-film": Experiment(
+        reverse_film.run, "forward and reverse chain side by side: three drawings, digits", "digits"
+    ),
+    "bound-terms": Experiment(
+        bound_terms.run, "L_T, every L_{t-1}, L_0 and lambda_t of a trained model, bits/dim", "digits"
+    ),
+    "progressive": Experiment(progressive.run, "the predicted x_0 as t falls (DDPM, figure 6)", "digits"),
+    "interpolation": Experiment(
+        interpolation.run, "two held-out pictures mixed at several t (DDPM, figures 8 and 9)", "digits"
+    ),
     "solver-orders": Experiment(
         solver_orders.run, "error of every deterministic solver by steps and by calls, log-log"
     ),
@@ -55,11 +65,10 @@ EXPERIMENTS: dict[str, Experiment] = {
         nll.run, "linear and cosine x simple, hybrid, vlb: bits/dim and samples (Improved DDPM, table 2)"
     ),
     "flow": Experiment(flow.run, "paths straight or bent, with and without coupling: straightness, steps needed"),
-    "reconstruction": Experiment(reconstruction.run, "encode and decode: error by steps, paths between latents (DDIM)"),
+    "reconstruction": Experiment(
+        reconstruction.run, "encode and decode: error by steps, paths between latents (DDIM)", "digits"
+    ),
 }
-
-# experiments that train their own models, or need none
-WITHOUT_MODEL = ("forward-chain", "schedules", "solver-orders", "assumptions", "nll", "flow")
 
 __all__ = ["EXPERIMENTS", "Experiment", "Report", "Request", "reproduce"]
 
@@ -68,20 +77,23 @@ def reproduce(
     name: str,
     *,
     quick: bool = False,
-    model: str = "digits",
+    model: str | None = None,
     out: Path | None = None,
     seed: int = 0,
     say: Callable[[str], None] = lambda text: None,
 ) -> Path:
     """Compute experiment `name` and write its report; the folder it lies in (reports/NAME unless `out` is given).
 
-    quick: fewer rows and steps, within 10 minutes on 2 cores.  model: a zoo name, a model folder or a run.
+    quick: fewer rows and steps, within 10 minutes on 2 cores.  model: a zoo name, a model folder or a run; by default
+    the row's own.
     """
     if name not in EXPERIMENTS:
         raise unknown("experiment", name, EXPERIMENTS)
-    if model != "digits" and name in WITHOUT_MODEL:
+    usual = EXPERIMENTS[name].model
+    if model is not None and not usual:
         raise ValueError(f"experiment {name!r} looks at no trained model; leave --model out")
-    request = Request(name, Path("reports") / name if out is None else Path(out), quick, str(model), seed, say)
+    where = Path("reports") / name if out is None else Path(out)
+    request = Request(name, where, quick, usual if model is None else str(model), seed, say, usual)
     begun = time.perf_counter()
     report = EXPERIMENTS[name].run(request)
     write(request, report, time.perf_counter() - begun)

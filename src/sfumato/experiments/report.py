@@ -36,7 +36,10 @@ UNFINISHED = "unfinished"
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked: the experiment's name, where its report goes, how thoroughly, of which MODEL."""
+    """What is asked: the experiment's name, where its report goes, how thoroughly, of which MODEL.
+
+    usual: the model that a command without --model looks at.
+    """
 
     name: str
     out: Path
@@ -44,12 +47,13 @@ class Request:
     model: str = "digits"
     seed: int = 0
     say: Callable[[str], None] = lambda text: None
+    usual: str = "digits"
 
     @property
     def command(self) -> str:
         """The command line that asks the same."""
         words = ["sfumato", "reproduce", self.name, *(["--quick"] if self.quick else [])]
-        usual = Request(self.name, Path("reports") / self.name)
+        usual = Request(self.name, Path("reports") / self.name, model=self.usual)
         for flag in ("model", "seed", "out"):
             if (given := getattr(self, flag)) != getattr(usual, flag):
                 words += [f"--{flag}", str(given)]

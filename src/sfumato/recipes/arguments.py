@@ -113,8 +113,8 @@ class DoctorArguments:
 class ReproduceArguments:
     quick: bool = False
     """Fewer rows and steps: within 10 minutes on 2 cores; the page says so."""
-    model: str = "digits"
-    """The trained model looked at: a zoo name, a model folder or a run."""
+    model: str | None = None
+    """The trained model looked at: a zoo name, a model folder or a run; by default the experiment's own."""
     out: Path | None = None
     """The report's folder; by default reports/NAME."""
     seed: int = 0

@@ -32,6 +32,10 @@ Report = Callable[[int, float, float], None]  # (step, loss, images a second), a
 
 def fit(run: Run, out: Path, init: Model | None, command: str, say: Say, report: Report) -> Training:
     """Train, or go on with a training, to its last step; OUT/model is then the model."""
+    if run.features:
+        from sfumato.tasks.features import feature_network
+
+        feature_network(run.features)  # what the learning curve will need is a mistake now, not at the end
     training = Training(run, out, init, say)
     if training.step >= run.steps:
         say(f"{out} is trained to step {training.step} already")
@@ -56,6 +60,7 @@ def fit(run: Run, out: Path, init: Model | None, command: str, say: Say, report:
                 learning_rate=step.learning_rate,
                 grad_norm=step.grad_norm,
                 images_per_second=rate,
+                seconds=training.seconds,
             )
             loss_sum, counted = 0.0, 0
         if step.number % run.save_every == 0 or last:
@@ -115,6 +120,11 @@ def finish(training: Training, command: str, n: int, say: Say) -> dict[str, Any]
     film(model, out / "film.gif", n=shown)
     loss_curve(out / "log.jsonl", out / "loss.png")
     scores = evaluate(model, training.splits, n, say=say)
+    if training.run.features:
+        from sfumato.recipes.curve import learning_curve
+
+        say(f"the learning curve by {training.run.features}")
+        scores["curve"] = learning_curve(training, say)
     native.write_json(out / "scores.json", scores)
     save(training, out / "model", command, scores)
     return scores

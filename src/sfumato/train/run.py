@@ -97,6 +97,8 @@ class Run:
     """Share of rows trained without their label, for classifier-free guidance."""
     ema: tuple[float, ...] = (0.05, 0.10)
     """Lengths of the averages that are tracked, as shares of the training; the first is the model's."""
+    features: str = ""
+    """Feature network of the learning curve: efficientnet-lite0, inception-fid or a classifier; empty for none."""
     snapshots: int = 16
     """How often the averages are kept, so that other lengths can be made afterwards."""
     log_every: int = 50

@@ -21,7 +21,7 @@ from sfumato.checkpoints import native
 from sfumato.train.run import Run
 
 KEPT = 2
-MAY_CHANGE = {"steps", "log_every", "save_every", "evaluate_every", "sample_every", "snapshots", "sampling"}
+MAY_CHANGE = {"steps", "log_every", "save_every", "evaluate_every", "sample_every", "snapshots", "sampling", "features"}
 
 State = tuple[dict[str, Tensor], dict[str, Any]]
 

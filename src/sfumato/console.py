@@ -1,0 +1,124 @@
+"""What the commands read and print: flags, help texts, tables, the bar of a training."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sfumato.model import Model
+
+
+def listing(title: str, table: Mapping[str, str] | Sequence[str]) -> str:
+    """A table's rows, for a help text."""
+    if isinstance(table, Mapping):
+        width = max(map(len, table), default=0)
+        return f"{title}:\n" + "".join(f"  {name:{width}}  {text}\n" for name, text in table.items())
+    return f"{title}: {', '.join(table)}\n"
+
+
+def first_line(text: str | None) -> str:
+    return (text or "").strip().split("\n")[0]
+
+
+def parse(kind: Any, program: str, description: str, args: Sequence[str], default: Any = None) -> Any:
+    """A dataclass from flags; --help prints the description with its tables as they are.
+
+    What tyro says of a mistake, in a box, becomes one line.
+    """
+    import tyro
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                kind,
+                args=list(args),
+                prog=f"sfumato {program}",
+                description=description,
+                default=tyro.MISSING_NONPROP if default is None else default,
+                config=(tyro.conf.AvoidSubcommands,),
+            )
+    except SystemExit as end:
+        if not end.code:
+            raise
+        raise ValueError(_one_line(said.getvalue())) from None
+
+
+def _one_line(box: str) -> str:
+    """The words of a box, up to its second rule, as one line."""
+    words = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()[1:-1]]
+    parts = " ".join(word if word.strip("-") else ";" for word in words).split(";")
+    return "; ".join(part.strip() for part in parts if part.strip())
+
+
+def name_first(args: Sequence[str], what: str, usage: str) -> tuple[str, list[str]]:
+    """The NAME that a command begins with, and the rest."""
+    if not args or args[0].startswith("-"):
+        raise ValueError(f"{usage}: the first word is {what}, got {args[0] if args else 'nothing'}")
+    return args[0], list(args[1:])
+
+
+def value_of(args: Sequence[str], flag: str) -> str | None:
+    """VALUE of `--flag VALUE` or `--flag=VALUE`, looked at before the other flags are."""
+    for word, following in zip(args, [*args[1:], ""], strict=True):
+        if word == flag or word.startswith(f"{flag}="):
+            return word.partition("=")[2] or following
+    return None
+
+
+def show(title: str, rows: Sequence[tuple[str, ...]], heads: Sequence[str] = ()) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    sheet = Table(title=title, show_header=bool(heads), title_justify="left")
+    for k, head in enumerate(heads or [""] * len(rows[0])):
+        sheet.add_column(head, no_wrap=bool(heads) and k == 0)
+    for row in rows:
+        sheet.add_row(*row)
+    usual = Console(soft_wrap=True)
+    Console(soft_wrap=True, width=max(usual.width, 132 if len(heads) > 6 else 0)).print(sheet, highlight=False)
+
+
+def with_progress(given: Any, init: Model | None, command: str, fit: Callable[..., Any]) -> None:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    from sfumato.recipes import finish
+    from sfumato.tasks.evaluate import table
+
+    console = Console()
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.4f}"),
+        TextColumn("{task.fields[rate]:.0f} images/s"),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+    )
+    say = lambda text: console.print(text, highlight=False, markup=False)  # noqa: E731
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("training", total=given.run.steps, loss=float("nan"), rate=0.0)
+
+        def report(step: int, loss: float, rate: float) -> None:
+            progress.update(bar, completed=step, loss=loss, rate=rate)
+            if not console.is_terminal and (step % max(given.run.steps // 20, 1) == 0):
+                left = (given.run.steps - step) * given.run.batch / max(rate, 1e-9)
+                say(f"step {step}/{given.run.steps}  loss {loss:.4f}  {rate:.0f} images/s  ETA {left:.0f} s")
+
+        training = fit(given.run, given.out, init, command, say, report)
+    if training.is_main:
+        scores = finish(training, command, given.samples, say)
+        show(f"{given.out}: trained in {training.seconds:.0f} s", table(scores))
+        say(f"samples.png, film.gif, loss.png, scores.json and model/ lie in {given.out}")
+    training.accelerator.end_training()

@@ -1,0 +1,78 @@
+"""The learning curve of a training: the score of its averaged weights at every snapshot, beside the floor of real data.
+
+Every point is measured alike: n samples of the same seeds and labels, sampled as the model's config says, against the
+same reference pictures.  The floor is the score of as many real training pictures, which no model should be below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sfumato.checkpoints import native
+from sfumato.model import Model
+from sfumato.tasks import generate, scores
+from sfumato.tasks.features import feature_network
+from sfumato.train import Training
+from sfumato.train.log import read
+
+POINT_SAMPLES = 1000
+REFERENCE_ROWS = 10_000  # held-out pictures of the reference, the first ones
+
+
+def seconds_at(log: Path, step: int) -> float:
+    """The seconds of training up to a step, from the lines of its log."""
+    lines = [(line["step"], line["seconds"]) for line in read(log) if "seconds" in line]
+    at, seconds = zip(*lines, strict=True) if lines else ((), ())
+    return float(np.interp(step, [0, *at], [0.0, *seconds]))
+
+
+def learning_curve(training: Training, say: Callable[[str], None], n: int = POINT_SAMPLES) -> dict[str, Any]:
+    """{"title", "features", "n", "reference", "floor", "points": [{"step", "seconds", "frechet"}, ...]}."""
+    run, splits = training.run, training.splits
+    network = feature_network(run.features)
+    held_out = scores.pictures_of(splits.held_out, REFERENCE_ROWS)
+    against = scores.reference(held_out, f"held-out part of {run.data.name}, {len(held_out):,} rows", network)
+    floor = scores.floor(scores.pictures_of(splits.train, n), against, network)
+    points = []
+    for folder in sorted((training.out / "ema").glob("step-*")):
+        samples = generate(_model_of(training, folder), n)
+        found = scores.score(samples.images(), against, network)
+        step = int(folder.name.removeprefix("step-"))
+        seconds = round(seconds_at(training.out / "log.jsonl", step), 1)
+        points.append({"step": step, "seconds": seconds, "frechet": found["frechet"]})
+        say(f"after {seconds / 60:.0f} minutes, step {step}: {network.title} {found['frechet']:.3f}")
+    return {
+        "title": network.title,
+        "features": network.name,
+        "n": n,
+        "reference": against.name,
+        "floor": floor["frechet"],
+        "points": points,
+    }
+
+
+def _model_of(training: Training, snapshot: Path) -> Model:
+    """The model of a snapshot's shortest average, which is the run's own."""
+    tensors, _ = native.read_state(snapshot)
+    length = f"{training.run.ema[0]}/"
+    weights = {name.removeprefix(length): x.float() for name, x in tensors.items() if name.startswith(length)}
+    native.fill(training.averaged, weights, str(snapshot))
+    return Model(replace(training.config), training.averaged)
+
+
+def lines(curve: dict[str, Any]) -> list[str]:
+    """The curve as Markdown: a table, and the floor."""
+    rows = [f"| {p['seconds'] / 60:.0f} | {p['step']} | {p['frechet']:.3f} |" for p in curve["points"]]
+    return [
+        f"Learning curve: {curve['title']} of {curve['n']:,} samples against the {curve['reference']}; "
+        f"as many real training pictures have {curve['floor']:.3f}.",
+        "",
+        f"| minutes | step | {curve['title']} |",
+        "|---|---|---|",
+        *rows,
+    ]
