@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -86,6 +88,30 @@ def test_where_a_sampler_goes_travels_as_a_span() -> None:
     assert cond is not None
     assert set(cond) == {"span"}
     assert cond["span"].tolist() == [0, 0, 0.75, 0.5]
+
+
+def test_what_a_sampler_can_do_with_a_tilt_travels_too() -> None:
+    """1 for those that can, 0 for those that do not say; and the tilt of an answer is split as its other parts are."""
+    denoiser = Rows({})
+    can = Query(torch.zeros(1, 3), torch.tensor([0.5]), tilt=True)
+    ask(denoiser, [can])
+    cond = denoiser.asked[-1][2]
+    assert cond is not None
+    assert {name: value.tolist() for name, value in cond.items()} == {"tilt": [1]}
+    ask(denoiser, [SILENT, can])
+    cond = denoiser.asked[-1][2]
+    assert cond is not None
+    assert {name: value.tolist() for name, value in cond.items()} == {"tilt": [0, 0, 1]}
+
+    class Tilted(Denoiser):
+        schedule = schedules.rectified()
+
+        def __call__(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Prediction:
+            return Prediction(x_t, x_t, tilt=3 * x_t)
+
+    for query, answer in zip((SILENT, ONE), ask(Tilted(), [SILENT, replace(ONE, cond=None)]), strict=True):
+        assert answer.tilt is not None
+        assert torch.equal(answer.tilt, 3 * query.x)
 
 
 @pytest.mark.parametrize("name", sorted(NEUTRAL))

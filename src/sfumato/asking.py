@@ -1,8 +1,8 @@
 """Asking a Denoiser: any number of queries are joined, row by row, into one call, and each gets its own rows back.
 
 Rows know nothing of each other, so they may differ in everything but the shape of x: in time, in conditions, in how far
-the sampler will go with the answer (told as cond["span"] = t - s).  What only some queries say of cond is null for the
-others.
+the sampler will go with the answer (told as cond["span"] = t - s), in what it can do with it (cond["tilt"]).  What only
+some queries say of cond is null for the others.
 """
 
 from __future__ import annotations
@@ -21,16 +21,19 @@ class Query:
     """What a sampler or a guidance asks: the Prediction at x (B, ...) and t, (B,) or 0-dimensional, under cond.
 
     s, like t, is where the sampler will go with the answer, for networks that predict an average over s..t.
+    tilt: the sampler adds variance times `Prediction.tilt` to the mean of its step.
     """
 
     x: Tensor
     t: Tensor
     s: Tensor | None = None
     cond: Cond | None = None
+    tilt: bool = False
 
 
-# what travels in cond beside a model's conditions (the guidance scale, t - s), with its value for rows that are silent
-NEUTRAL = {"guidance": 1.0, "span": 0.0}
+# what travels in cond beside a model's conditions, one value a row, with its value for rows that are silent: the
+# guidance scale w and the t it acts in, low < t <= high; the classifier's scale; t - s; 1 where the sampler can tilt
+NEUTRAL = {"guidance": 1.0, "low": 0.0, "high": 1.0, "classifier": 0.0, "span": 0.0, "tilt": 0.0}
 
 
 def ask(denoiser: Denoiser, queries: Sequence[Query]) -> list[Prediction]:
@@ -52,11 +55,13 @@ def ask(denoiser: Denoiser, queries: Sequence[Query]) -> list[Prediction]:
 
 
 def _spread(query: Query) -> Query:
-    """t, and s as cond["span"], one value a row."""
+    """t, s as cond["span"] and tilt as cond["tilt"], one value a row."""
     t = query.t.to(query.x.device).expand(len(query.x))
-    if query.s is None:
-        return replace(query, t=t)
-    return replace(query, t=t, s=None, cond={**(query.cond or {}), "span": t - query.s.to(t)})
+    told = {} if query.s is None else {"span": t - query.s.to(t)}
+    if query.tilt:
+        told["tilt"] = torch.ones_like(t)
+    cond = {**(query.cond or {}), **told} if told else query.cond
+    return replace(query, t=t, s=None, tilt=False, cond=cond)
 
 
 def _joined(denoiser: Denoiser, queries: Sequence[Query], name: str) -> Tensor:

@@ -1,9 +1,7 @@
 """A Denoiser maps (x_t, t, cond) to a Prediction of x_0 and eps.
 
 It is all that samplers, guidance, losses and likelihoods know of a model.  A trained network is one (`NetworkDenoiser`
-turns its output y into x_0 and eps by the one solve of `parameterization`), an exact posterior mean is one (`testbed`),
-and every guidance is one that wraps another.
-
+turns y into x_0 and eps by `parameterization`), an exact posterior mean is one (`testbed`), every guidance wraps one.
 cond maps names to tensors with leading dimension B, so that rows of different requests can be joined blindly.
 """
 
@@ -29,12 +27,14 @@ class Prediction:
     """What is believed of x_t = alpha x0 + sigma eps; x0 and eps are (B, ...) like x_t.
 
     variance_mix: m of the learned variance, (B, ...).  x0_variance: Var[x_0 | x_t], (B, ...), where it is known.
+    tilt: what the mean of a reverse step is moved by, per unit of its variance, (B, ...).
     """
 
     x0: Tensor
     eps: Tensor
     variance_mix: Tensor | None = None
     x0_variance: Tensor | None = None
+    tilt: Tensor | None = None
 
 
 class Denoiser(abc.ABC):

@@ -10,11 +10,10 @@ J. Ho, A. Jain, P. Abbeel, "Denoising Diffusion Probabilistic Models", arXiv:200
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from sfumato.asking import Query
-from sfumato.denoiser import Denoiser, Prediction, from_x0
-from sfumato.guidance.guided import Guidance, Guided
+from sfumato.denoiser import Denoiser, Prediction
+from sfumato.guidance.guided import Guidance, Guided, with_x0
 
 
 def clip(inner: Denoiser, low: float = -1.0, high: float = 1.0) -> Guided:
@@ -23,8 +22,6 @@ def clip(inner: Denoiser, low: float = -1.0, high: float = 1.0) -> Guided:
         raise ValueError(f"clipping needs low < high; got [{low}, {high}]")
 
     def combine(query: Query, predictions: Sequence[Prediction]) -> Prediction:
-        clipped = predictions[0].x0.clamp(low, high)
-        consistent = from_x0(inner.schedule, query.x, query.t, clipped)
-        return replace(predictions[0], x0=clipped, eps=consistent.eps)
+        return with_x0(inner.schedule, query, predictions[0], predictions[0].x0.clamp(low, high))
 
     return Guided(inner, Guidance(lambda query: [query], combine))

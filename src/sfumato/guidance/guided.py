@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 from torch import Tensor
 
 from sfumato.asking import Query, ask
-from sfumato.denoiser import Cond, Denoiser, Prediction
+from sfumato.denoiser import Cond, Denoiser, Prediction, from_x0
+from sfumato.schedules import Schedule
 
 
 @dataclass(frozen=True)
@@ -31,3 +32,13 @@ class Guided(Denoiser):
     def __call__(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Prediction:
         query = Query(x_t, t, cond=cond)
         return self.guidance.combine(query, ask(self.inner, self.guidance.expand(query)))
+
+
+def without(query: Query, *names: str) -> Query:
+    """The query, not telling these names of cond."""
+    return replace(query, cond={name: value for name, value in (query.cond or {}).items() if name not in names})
+
+
+def with_x0(schedule: Schedule, query: Query, p: Prediction, x0: Tensor) -> Prediction:
+    """p with another x0, and the eps with which x_t = alpha x0 + sigma eps still holds."""
+    return replace(p, x0=x0, eps=from_x0(schedule, query.x, query.t, x0).eps)
