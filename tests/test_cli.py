@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -354,14 +356,77 @@ def _without_data(model: Path, bare: Path) -> Path:
     return bare
 
 
-def test_evaluate_prints_and_writes_the_scores(capsys: Capture, tmp_path: Path) -> None:
-    text = said(capsys, "evaluate", trained(), "-n", 30, "--out", tmp_path / "scores.json")
+def test_evaluate_prints_and_writes_the_scores(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trained()
+    monkeypatch.chdir(tmp_path)
+    text = said(capsys, "evaluate", run, "-n", 30, "--ode", 0, "--by-steps", 2, 5, "--out", "scores.json")
     for row in ("bits/dim, held-out", "per-pixel histogram", "uniform guess", "agreement", "nearest", "ms a sample"):
         assert row in text
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert scores["uniform_bits_per_dim"]["value"] == pytest.approx(4.0875, abs=1e-4)
     assert scores["sampling"]["n"] == 30
-    assert "n must be a whole number" in refused(capsys, "evaluate", trained(), "-n", 0)
+    assert [point["steps"] for point in scores["by_steps"]["points"]] == [2, 5]
+    where = tmp_path / "evaluations" / run.name
+    assert json.loads((where / "scores.json").read_text()) == scores
+    page = (where / "index.html").read_text()
+    assert f"sfumato evaluate {run} -n 30" in page
+    assert "Score" in page
+    assert "note: n = 30 is fewer than 50,000" in text
+    assert "n must be a whole number" in refused(capsys, "evaluate", run, "-n", 0)
+    assert "choose another --page" in refused(capsys, "evaluate", run, "--page", "scores.json")
+
+
+def test_evaluate_takes_pictures_and_puts_them_side_by_side(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trained()
+    monkeypatch.chdir(tmp_path)
+    said(capsys, "sample", run, "-n", 20, "--out", "a.npz")
+    said(capsys, "sample", run, "-n", 20, "--steps", 2, "--out", "b")
+    text = said(capsys, "evaluate", "a.npz", "--compare", "b", "--reference", "digits", "--page", "page")
+    for row in ("side by side", "a.npz", "label agreement", "energy distance", "steps is not the same for all"):
+        assert row in text
+    compared = json.loads(Path("page/scores.json").read_text())["compared"]
+    assert compared.keys() == {"a.npz", "b"}
+    assert [one["how"]["steps"] for one in compared.values()] == [4, 2]
+    text = said(capsys, "evaluate", "b", "--reference", "a.npz")
+    assert "energy distance, n = 20" in text
+    assert Path("evaluations/b/index.html").is_file()
+    line = refused(capsys, "evaluate", "a.npz", "--reference", "digits", "--guidance", 2)
+    assert "guidance is for models, and only pictures came" in line
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_as_one(tmp_path: Path) -> None:
+    """Over gloo, as launchers set them up: the same pictures and scores; the second says and writes nothing."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    together = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo", "WORLD_SIZE": "2"}
+    line = ["evaluate", str(trained()), "-n", "21", "--ode", "0", "--by-steps", "3", "--guidance", "1.5", "--page"]
+    processes = []
+    for name, more in (("one", {}), ("two", {**together, "RANK": "0"}), ("none", {**together, "RANK": "1"})):
+        mine = {**ENV, **more, "LOCAL_RANK": more.get("RANK", "-1")}
+        command = [sys.executable, "-m", "sfumato.cli", *line, str(tmp_path / name)]
+        processes.append(subprocess.Popen(command, env=mine, stdout=-1, stderr=-1, text=True, cwd=tmp_path))
+        if name == "one":
+            processes[0].wait(timeout=200)
+    outputs = [process.communicate(timeout=200) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], outputs
+    assert not outputs[2][0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+    one, two = (json.loads((tmp_path / name / "scores.json").read_text()) for name in ("one", "two"))
+    assert (one["how"]["processes"], two["how"]["processes"]) == (1, 2)
+    assert [point["value"] for point in one["by_steps"]["points"]] == [p["value"] for p in two["by_steps"]["points"]]
+    for a, b in zip(one["records"], two["records"], strict=True):
+        if a["name"] != "milliseconds a sample":
+            assert (a["name"], a["value"], a["n"]) == (b["name"], b["value"], b["n"])
+    pictures = [re.findall(r"data:image/png;base64,[^\"]+", (tmp_path / name / "index.html").read_text())
+                for name in ("one", "two")]  # fmt: skip
+    assert pictures[0] == pictures[1]
+    assert len(pictures[0]) > 20
 
 
 def test_models_lists_the_zoo(capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

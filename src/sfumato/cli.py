@@ -10,11 +10,11 @@ COMMANDS is the whole table; a command is a function of its arguments that impor
 
 from __future__ import annotations
 
-import math
 import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -121,7 +121,7 @@ def sample(args: Sequence[str]) -> None:
         grid=given.grid,
         seed=given.seed,
         label=given.label,
-        guidance=given.guidance,
+        guidance=given.guide.guide(model),
         schedule=given.schedule,
         batch=given.batch,
     )
@@ -131,42 +131,49 @@ def sample(args: Sequence[str]) -> None:
 
 
 def evaluate(args: Sequence[str]) -> None:
-    """score a model on its own data: bits/dim, agreement, nearest neighbours, time"""
-    from sfumato.recipes.arguments import EvaluateArguments
+    """score a model, or a folder or .npz of pictures, and write a page that a person can read"""
+    from sfumato.recipes.arguments import EvaluateArguments, GuideArguments
 
-    usage = "sfumato evaluate MODEL [-n 1000] [--sampler NAME] [--steps S] [--guidance W] [--out FILE.json]"
+    usage = (
+        "sfumato evaluate MODEL [-n 1000] [--reference test] [--features NAME] [--compare OTHER ...] [--page DIR]"
+        " [--sampler NAME] [--steps S] [--guidance W] [--out FILE.json]"
+    )
     if not args or args[0] in ("-h", "--help"):
         from sfumato.metrics import METRICS
 
         about = {name: first_line(sys.modules[row.__module__].__doc__) for name, row in METRICS.items()}
         tables = _sampling_tables(usage) + "\n" + listing("metrics", about)
         parse(EvaluateArguments, "evaluate MODEL", tables, ["--help"])
-    name, rest = name_first(args, "a MODEL (a zoo name, a model folder or a run)", "sfumato evaluate MODEL")
+    what = "a MODEL (a zoo name, a model folder, a run) or pictures (a folder or .npz)"
+    name, rest = name_first(args, what, "sfumato evaluate MODEL")
     given = parse(EvaluateArguments, "evaluate MODEL", usage, rest)
 
-    from sfumato import data
     from sfumato.checkpoints import native
-    from sfumato.model import load
-    from sfumato.tasks import evaluate as measure
-    from sfumato.tasks.evaluate import table
+    from sfumato.tasks import examine, page
+    from sfumato.tasks.generate import launched
 
-    model = load(name, ema=given.ema)
-    scores = measure(
-        model,
-        data.load(model.config.trained_on),
-        given.n,
-        seed=given.seed,
-        sampler=given.sampler,
-        steps=given.steps,
-        guidance=given.guidance,
-        ode=(100 if model.config.gaussian and math.prod(model.config.shape) <= 256 else 0)
-        if given.ode is None
-        else given.ode,
-        say=lambda text: print(f"measuring {text} ..."),
-    )
-    show(f"{name}", table(scores))
-    if given.out:
-        native.write_json(given.out, scores)
+    said = {field.name: getattr(given, field.name) for field in fields(examine.Asked)}
+    asked = examine.Asked(**{**said, "guide": None if given.guide == GuideArguments() else given.guide.guide})
+    names, share = [name, *given.compare], launched()
+    where = given.page or page.folder_of(names)
+    try:
+        page.check_folder(where)
+        found = examine.examine_all(
+            names, asked, share=share, say=lambda text: print(f"measuring {text} ...") if share.is_main else None
+        )
+    except ValueError:
+        if share.is_main:
+            raise
+        sys.exit(2)  # the first process says it
+    if share.is_main:
+        told = page.printed(found)
+        show(told.title, told.rows, told.heads)
+        for line in told.notes:
+            print(f"note: {line}")
+        page.write(where, found, shlex.join(["sfumato", "evaluate", *args]))
+        if given.out:
+            native.write_json(given.out, page.document(found))
+        print(f"the page index.html and scores.json lie in {where}")
 
 
 def models(args: Sequence[str]) -> None:

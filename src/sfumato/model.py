@@ -9,7 +9,6 @@ the model; there is no pickle and no code in it.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -26,6 +25,7 @@ from sfumato.checkpoints import native
 from sfumato.corruptions import Blurring, Cold
 from sfumato.data import Data
 from sfumato.denoiser import Denoiser, NetworkDenoiser, Prediction
+from sfumato.guidance import Guide
 from sfumato.nn import NETWORKS, Conditions
 from sfumato.noise import PRIOR, normal
 from sfumato.options import unknown, whole
@@ -174,22 +174,31 @@ class Model:
         """The same for a walk along another schedule."""
         return min(self.config.sampling.steps, schedule.steps or self.config.sampling.steps)
 
-    def guided(self, clip: bool | None = None, schedule: str | None = None) -> Denoiser:
-        """The denoiser that `sample` walks with: guided by cond["guidance"], its x_0 held in the codec's limits.
+    def guided(self, clip: bool | None = None, schedule: str | None = None, guide: Guide | None = None) -> Denoiser:
+        """The denoiser that `sample` walks with: under a guidance, its x_0 held in the codec's limits.
 
         schedule: walk along another than that of the training.
         """
-        told: Denoiser = self.denoiser
+        limits = self.codec.limits if (self.config.sampling.clip if clip is None else clip) else None
+        guided = (guide or Guide()).wrap(self.denoiser, limits)
         if schedule is not None:
-            if self.config.source or isinstance(told.schedule, Cold | Blurring) or self.config.conditions.span:
+            if self.config.source or isinstance(guided.schedule, Cold | Blurring) or self.config.conditions.span:
                 raise ValueError(
                     "another schedule is for models that denoise plain Gaussian noise, and this one is a bridge, of "
                     "average velocities, or of another forward process; leave the schedule out"
                 )
-            told = guidance.Rescheduled(told, schedules.from_spec(schedule))
-        guided = guidance.cfg(told)
-        limits = self.codec.limits if (self.config.sampling.clip if clip is None else clip) else None
-        return guidance.clip(guided, *limits) if limits else guided
+            guided = guidance.Rescheduled(guided, schedules.from_spec(schedule))
+        return guided
+
+    def guide(self, asked: float | Guide | None) -> Guide:
+        """A guidance as a user says it: a Guide, or the scale w alone; None is as the config says."""
+        usual = self.config.sampling.guidance
+        guide = asked if isinstance(asked, Guide) else Guide(usual if asked is None else asked)
+        needs_classes = guide.classifier is not None or (guide.scale != 1 and guide.weak is None)
+        if needs_classes and not self.config.conditions.classes:
+            what = f"guidance {guide.scale:g}" if guide.classifier is None else "guidance by a classifier"
+            raise ValueError(f"{what} came, allowed is 1, for the model knows no classes; leave it out")
+        return guide
 
     def labels(self, n: int, label: int | str | Sequence[int] | None = None) -> Tensor | None:
         """The class of each of n rows: all `label` (name or number), those of a list, or in turn; None if unlabelled.
@@ -282,13 +291,14 @@ class Model:
         grid: str | None = None,
         seed: int = 0,
         label: int | str | Sequence[int] | None = None,
-        guidance: float | None = None,
+        guidance: float | Guide | None = None,
         schedule: str | None = None,
         batch: int = 256,
     ) -> Tensor:
         """n samples in data units, (n, *shape): uint8 for pictures, float32 else.
 
         Row i is drawn from seed + i alone, whatever n and batch are.  What is None is as the model's card says.
+        guidance: the scale w of classifier-free guidance, or a `Guide` that says more.
         schedule: walk along another schedule than that of the training ("rectified").
         """
         labels = self.labels(n, label)
@@ -306,7 +316,7 @@ class Model:
         sampler: str | samplers.Sampler | None = None,
         steps: int | None = None,
         grid: str | None = None,
-        guidance: float | None = None,
+        guidance: float | Guide | None = None,
         schedule: str | None = None,
         x_T: Tensor | None = None,
     ) -> Iterator[tuple[Tensor, Tensor, Prediction | None]]:
@@ -317,17 +327,14 @@ class Model:
         usual = self.config.sampling
         seeds = [seed + i for i in rows]
         sampler = sampler or usual.sampler
-        denoiser = self.guided(schedule=schedule)
+        guide = self.guide(guidance)
+        denoiser = self.guided(schedule=schedule, guide=guide)
         if x_T is None:
             x_T = self.start(seeds, None if labels is None else labels[rows], denoiser.schedule)
         self._check_start(sampler)
-        cond = None
-        scale = usual.guidance if guidance is None else guidance
-        if not math.isfinite(scale) or (labels is None and scale != 1):
-            allowed = "a finite number" if self.config.conditions.classes else "1, for the model knows no classes"
-            raise ValueError(f"guidance {scale:g} came, allowed is {allowed}; leave it out")
+        cond = {name: value.to(x_T) for name, value in guide.cond(len(rows)).items()}
         if labels is not None:
-            cond = {"label": labels[rows].to(self.device), "guidance": torch.full((len(rows),), float(scale)).to(x_T)}
+            cond["label"] = labels[rows].to(self.device)
         return samplers.trajectory(
             denoiser,
             x_T,
@@ -335,7 +342,7 @@ class Model:
             self.usual_steps_on(denoiser.schedule) if steps is None else steps,
             grid or usual.grid,
             seeds,
-            cond,
+            cond or None,
             no_noise if self.config.source else None,
         )
 

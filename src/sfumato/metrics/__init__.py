@@ -4,15 +4,40 @@ A metric knows arrays and nothing of models: what it needs of a network (feature
 """
 
 from sfumato.metrics.agreement import LabelAgreement, fit_judge
+from sfumato.metrics.density_coverage import DensityCoverage
 from sfumato.metrics.energy import EnergyDistance
+from sfumato.metrics.features import FeatureNetwork, Seen
+from sfumato.metrics.frechet import FrechetDistance
 from sfumato.metrics.histogram import HistogramBits
+from sfumato.metrics.inception_score import InceptionScore
+from sfumato.metrics.kernel import KernelDistance
 from sfumato.metrics.nearest import NearestNeighbour
+from sfumato.metrics.precision_recall import PrecisionRecall
 
 METRICS = {
     "agreement": LabelAgreement,
+    "density-coverage": DensityCoverage,
     "energy": EnergyDistance,
+    "frechet": FrechetDistance,
     "histogram": HistogramBits,
+    "inception-score": InceptionScore,
+    "kernel": KernelDistance,
     "nearest": NearestNeighbour,
+    "precision-recall": PrecisionRecall,
 }
 
-__all__ = ["METRICS", "EnergyDistance", "HistogramBits", "LabelAgreement", "NearestNeighbour", "fit_judge"]
+__all__ = [
+    "METRICS",
+    "DensityCoverage",
+    "EnergyDistance",
+    "FeatureNetwork",
+    "FrechetDistance",
+    "HistogramBits",
+    "InceptionScore",
+    "KernelDistance",
+    "LabelAgreement",
+    "NearestNeighbour",
+    "PrecisionRecall",
+    "Seen",
+    "fit_judge",
+]

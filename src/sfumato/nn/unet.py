@@ -19,9 +19,8 @@ References: O. Ronneberger, P. Fischer, T. Brox, "U-Net" (arXiv 1505.04597); J. 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -94,6 +93,69 @@ class UNetConfig:
             raise ValueError(f"unet: dropout = {self.dropout}; it must be in [0, 1)")
 
 
+def check_shape(config: UNetConfig, shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless data of this shape (C, *spatial) can be cut into the config's patches."""
+    if len(shape) not in (2, 3, 4) or min(shape) < 1:
+        raise ValueError(f"unet: shape {tuple(shape)} is none of (C, L), (C, H, W), (C, D, H, W); for vectors use mlp")
+    check_patch("unet", config.patch, shape)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """What makes the blocks of a config, for data of `dims` spatial axes; context: the width of its tokens, or 0."""
+
+    config: UNetConfig
+    dims: int
+    context: int = 0
+
+    def residual(self, channels: int, out: int) -> Residual:
+        c = self.config
+        return Residual(
+            channels, out, dims=self.dims, adaptive=c.adaptive, groups=c.groups, eps=c.norm_eps, dropout=c.dropout
+        )
+
+    def stage(self, channels: int, out: int, attend: bool) -> Stage:
+        c, residual = self.config, self.residual(channels, out)
+        if not attend:
+            return Stage(residual, None)
+        heads = {"head_channels": c.head_channels, "context": self.context, "groups": c.groups}
+        return Stage(residual, Attention(out, **heads, eps=c.norm_eps))
+
+    def resample(self, channels: int, down: bool) -> nn.Module:
+        if self.config.residual_resampling:
+            return self.residual(channels, channels)
+        return Resample(channels, dims=self.dims, down=down)
+
+    def down(self) -> tuple[nn.ModuleList, list[int]]:
+        """The way down from the stem, and the channels of every skip: the stem's, then each unit's."""
+        config, units, skips = self.config, nn.ModuleList(), [self.config.channels]
+        for level, multiplier in enumerate(config.multipliers):
+            for _ in range(config.blocks):
+                units.append(self.stage(skips[-1], multiplier * config.channels, level in config.attention))
+                skips.append(multiplier * config.channels)
+            if level < len(config.multipliers) - 1:
+                units.append(self.resample(skips[-1], down=True))
+                skips.append(skips[-1])
+        return units, skips
+
+    def middle(self, width: int) -> nn.ModuleList:
+        return nn.ModuleList([self.stage(width, width, True), self.stage(width, width, False)])
+
+
+def each_told(film: Tensor, told: Sequence[int], dims: int) -> Iterator[Tensor]:
+    """What each block in turn is told: (B, sum(told)) -> (B, told_k, 1, ..)."""
+    return iter(film.reshape(*film.shape, *[1] * dims).split(list(told), dim=1))
+
+
+def walk_down(units: nn.ModuleList, h: Tensor, film: Iterator[Tensor], context: Tensor | None = None) -> list[Tensor]:
+    """The skips of a way down that begins with the stem's h."""
+    skips = [h]
+    for unit in units:
+        h = unit(h, next(film), context) if isinstance(unit, Stage) else unit(h, next(film), halved(h.shape[2:]))
+        skips.append(h)
+    return skips
+
+
 class UNet(nn.Module):
     """A UNet for x of shape (B, *shape), ``shape = (C, *spatial)`` with one to three spatial axes.
 
@@ -109,60 +171,23 @@ class UNet(nn.Module):
         out_channels: int | None = None,
     ):
         super().__init__()
-        if len(shape) not in (2, 3, 4) or min(shape) < 1:
-            raise ValueError(
-                f"unet: shape {tuple(shape)} is none of (C, L), (C, H, W), (C, D, H, W); for vectors use mlp"
-            )
-        check_patch("unet", config.patch, shape)
+        check_shape(config, shape)
         self.config, self.shape, self.conditions = config, tuple(shape), conditions
-        volume = config.patch ** (len(shape) - 1)
-        dims, last = len(shape) - 1, len(config.multipliers) - 1
-        residual = partial(
-            Residual,
-            dims=dims,
-            adaptive=config.adaptive,
-            groups=config.groups,
-            eps=config.norm_eps,
-            dropout=config.dropout,
-        )
-        attention = partial(
-            Attention,
-            head_channels=config.head_channels,
-            context=conditions.context,
-            groups=config.groups,
-            eps=config.norm_eps,
-        )
-
-        def stage(channels: int, out: int, attend: bool) -> Stage:
-            return Stage(residual(channels, out), attention(out) if attend else None)
-
-        def resample(channels: int, down: bool) -> nn.Module:
-            if config.residual_resampling:
-                return residual(channels, channels)
-            return Resample(channels, dims=dims, down=down)
-
-        width = config.channels
-        self.stem = CONV[dims](volume * (shape[0] + conditions.concat), width, 3, padding=1)
-        skips = [width]
-        self.down = nn.ModuleList()
-        for level, multiplier in enumerate(config.multipliers):
-            for _ in range(config.blocks):
-                self.down.append(stage(width, multiplier * config.channels, level in config.attention))
-                width = multiplier * config.channels
-                skips.append(width)
-            if level < last:
-                self.down.append(resample(width, down=True))
-                skips.append(width)
-
-        self.middle = nn.ModuleList([stage(width, width, True), stage(width, width, False)])
+        dims, volume = len(shape) - 1, config.patch ** (len(shape) - 1)
+        blocks = Blocks(config, dims, conditions.context)
+        self.stem = CONV[dims](volume * (shape[0] + conditions.concat), config.channels, 3, padding=1)
+        self.down, skips = blocks.down()
+        width = skips[-1]
+        self.middle = blocks.middle(width)
 
         self.up = nn.ModuleList()
         for level, multiplier in reversed(list(enumerate(config.multipliers))):
             for _ in range(config.blocks + 1):
-                self.up.append(stage(width + skips.pop(), multiplier * config.channels, level in config.attention))
-                width = multiplier * config.channels
+                out = multiplier * config.channels
+                self.up.append(blocks.stage(width + skips.pop(), out, level in config.attention))
+                width = out
             if level > 0:
-                self.up.append(resample(width, down=False))
+                self.up.append(blocks.resample(width, down=False))
 
         self.norm = group_norm(width, config.groups, config.norm_eps)
         self.out = zeroed(CONV[dims](width, volume * (out_channels or shape[0]), 3, padding=1))
@@ -180,15 +205,12 @@ class UNet(nn.Module):
         h = x.to(self.stem.weight.dtype)
         full = self.conditions.complete(cond, h)
         context = full.get("context")
-        film = self.film(F.silu(self.embedding(t, full)))
-        film = iter(film.reshape(*film.shape, *[1] * (x.ndim - 2)).split(self.told, dim=1))
+        film = each_told(self.film(F.silu(self.embedding(t, full))), self.told, x.ndim - 2)
 
         h = torch.cat([h, full["image"]], dim=1) if "image" in full else h
         h = self.stem(fold(h, self.config.patch))
-        skips = [h]
-        for unit in self.down:
-            h = unit(h, next(film), context) if isinstance(unit, Stage) else unit(h, next(film), halved(h.shape[2:]))
-            skips.append(h)
+        skips = walk_down(self.down, h, film, context)
+        h = skips[-1]
         for unit in self.middle:
             h = unit(h, next(film), context)
         for unit in self.up:

@@ -5,15 +5,17 @@ Training takes the run's own fields; what is None is as the model says.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
-from sfumato.model import ModelConfig
+from sfumato.guidance import Guide
+from sfumato.model import Model, ModelConfig
 from sfumato.nn import NETWORKS
 from sfumato.options import whole
+from sfumato.tasks.guide import guide
 from sfumato.train import Run
 
 
@@ -50,6 +52,31 @@ def run_like(run: Run, config: ModelConfig) -> Run:
 
 
 @dataclass(frozen=True)
+class GuideArguments:
+    guidance: float | None = None
+    """Scale w of classifier-free guidance, or of --weak; 1 is the plain conditional model, 0 the unconditional one."""
+    interval: tuple[float, float] = (0.0, 1.0)
+    """The times LOW HIGH between which w acts, 0 being data and 1 noise."""
+    mix: str = "cfg"
+    """How the two predictions are mixed: cfg, rescale:phi=0.7, apg:eta=0,norm=15."""
+    weak: str | None = None
+    """A weaker MODEL, from which to be guided away (autoguidance), instead of the unconditional prediction."""
+    classifier: str | None = None
+    """A noise-aware classifier that steers towards the label: mnist-noisy, or a folder."""
+    classifier_scale: float = 1.0
+    """How strongly it steers."""
+    algorithm: Literal[1, 2] = 2
+    """Of classifier guidance: 1 for sampler ancestral alone, 2 for every sampler."""
+    dynamic: float | None = None
+    """Dynamic thresholding at this percentile, such as 0.995, instead of clipping."""
+
+    def guide(self, model: Model) -> Guide:
+        """The guidance of these names for a model."""
+        told = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "guidance"}
+        return guide(model, self.guidance, **told)
+
+
+@dataclass(frozen=True)
 class SampleArguments:
     n: Annotated[int, tyro.conf.arg(aliases=("-n",))] = 64
     """How many; row i is drawn from seed + i and its label alone."""
@@ -63,8 +90,7 @@ class SampleArguments:
     """The same seed gives the same samples."""
     label: str | None = None
     """A class, by number or name; without it the classes come in turn."""
-    guidance: float | None = None
-    """Classifier-free guidance scale w; 1 is the plain conditional model."""
+    guide: Annotated[GuideArguments, tyro.conf.arg(name="")] = GuideArguments()
     schedule: str | None = None
     """Walk along another schedule than that of the training, such as rectified."""
     ema: float | None = None
@@ -80,23 +106,35 @@ class SampleArguments:
 @dataclass(frozen=True)
 class EvaluateArguments:
     n: Annotated[int, tyro.conf.arg(aliases=("-n",))] = 1000
-    """Samples that are scored."""
+    """Samples, or pictures of a folder or file, that are scored."""
+    reference: str = "test"
+    """What they are held against: test or train of the model's data, mnist or mnist:train, a FOLDER or FILE.npz."""
+    features: str | None = None
+    """efficientnet-lite0, inception-fid, a classifier; by default the zoo's classifier of the data, if there is one."""
+    weights: str | None = None
+    """The file of the FID weights for --features inception-fid."""
+    compare: tuple[str, ...] = ()
+    """Other models, folders or files, side by side with the first."""
+    by_steps: tuple[int, ...] | None = None
+    """Numbers of steps to be scored too, such as 5 10 20 50; nothing behind it leaves that out."""
     sampler: str | None = None
     """A row of SAMPLERS; by default the model's own."""
     steps: int | None = None
     """Steps of the sampler."""
-    guidance: float | None = None
-    """Classifier-free guidance scale w."""
+    guide: Annotated[GuideArguments, tyro.conf.arg(name="")] = GuideArguments()
     seed: int = 0
     """The first sample's seed."""
     ode: int | None = None
     """Held-out rows of bits/dim by the probability-flow ODE; 0 for none, by default 100 of at most 256 values each."""
     ema: float | None = None
     """Another EMA length (MODEL must be a run)."""
+    page: Path | None = None
+    """The folder of the page index.html and of scores.json; by default evaluations/NAME."""
     out: Path | None = None
     """Also write the scores to this JSON file."""
 
     def __post_init__(self) -> None:
+        whole("n", self.n)
         if self.ode is not None and self.ode < 0:
             raise ValueError(f"ode is a number of rows, 0 or more; got {self.ode}")
 

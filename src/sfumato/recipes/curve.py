@@ -21,7 +21,7 @@ from sfumato.train import Training
 from sfumato.train.log import read
 
 POINT_SAMPLES = 1000
-REFERENCE_ROWS = 10_000  # held-out pictures of the reference, the first ones
+REFERENCE_ROWS = 10_000  # held-out pictures of the reference, at most
 
 
 def seconds_at(log: Path, step: int) -> float:
@@ -33,11 +33,11 @@ def seconds_at(log: Path, step: int) -> float:
 
 def learning_curve(training: Training, say: Callable[[str], None], n: int = POINT_SAMPLES) -> dict[str, Any]:
     """{"title", "features", "n", "reference", "floor", "points": [{"step", "seconds", "frechet"}, ...]}."""
-    run, splits = training.run, training.splits
+    run, splits, levels = training.run, training.splits, training.splits.info.levels or 256
     network = feature_network(run.features)
-    held_out = scores.pictures_of(splits.held_out, REFERENCE_ROWS)
+    held_out = scores.pictures_of(splits.held_out, REFERENCE_ROWS, levels)
     against = scores.reference(held_out, f"held-out part of {run.data.name}, {len(held_out):,} rows", network)
-    floor = scores.floor(scores.pictures_of(splits.train, n), against, network)
+    floor = scores.floor(scores.pictures_of(splits.train, n, levels), against, network)
     points = []
     for folder in sorted((training.out / "ema").glob("step-*")):
         samples = generate(_model_of(training, folder), n)

@@ -11,37 +11,54 @@ gaussian          denoising loss and energy distance of the model and of a fitte
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from sfumato.codecs import DCTCodec
-from sfumato.data import Rows, Splits
+from sfumato.data import Splits
 from sfumato.degradations import dct
 from sfumato.likelihood import bits_per_dim, bits_per_dim_flow
 from sfumato.metrics import HistogramBits, LabelAgreement, NearestNeighbour, fit_judge
 from sfumato.model import Model
+from sfumato.tasks import scores as by_features
 from sfumato.tasks.gaussian import beside_gaussian, gaussian_table
-from sfumato.tasks.generate import generate
+from sfumato.tasks.generate import Samples, generate
+from sfumato.tasks.records import told
+from sfumato.tasks.subjects import HELD_OUT_ROWS, TRAIN_ROWS, first_rows
 
-TRAIN_ROWS = 10_000  # training rows that scores look at, the first ones
-BOUND_ROWS = 1_000  # held-out rows of the bound
+BOUND_ROWS = HELD_OUT_ROWS  # of the bound
 ODE_TOLERANCE = 1e-3  # a tenth of it changes the digits' bits by less than a third of a standard error of 100 rows
 DRAWS = 40  # steps a row of the bound; a T-step sum in expectation
+GAUSSIAN_ROWS = 2_000  # samples whose energy distance is taken, which looks at all pairs
+
+Say = Callable[[str], None]
 
 
-def _take(rows: Rows, most: int) -> dict[str, Any]:
-    """The first rows, at most so many; of a stream, whose end is unknown, the first shuffled ones."""
-    if rows.count is None:
-        return next(rows.batches(0, most, augment=False))
-    return rows.take(np.arange(min(rows.count, most)))
+@dataclass(frozen=True)
+class Nearest:
+    """Distances to the nearest training row, of samples (N,) and of held-out rows (M,)."""
+
+    samples: np.ndarray
+    held_out: np.ndarray
+
+
+@contextmanager
+def lap(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """The wall-clock of what is done within, as seconds[name]."""
+    start = time.perf_counter()
+    yield
+    seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
 
 
 def bound_of(model: Model, splits: Splits, draws: int | None = DRAWS, rows: int = BOUND_ROWS, seed: int = 0) -> Any:
     """`likelihood.bits_per_dim` of the model, as it samples (clipped, unguided), on held-out rows."""
-    held_out = _take(splits.held_out, rows)
+    held_out = first_rows(splits.held_out, rows)
     cond = {"label": held_out["label"].to(model.device)} if model.config.conditions.classes else None
     return bits_per_dim(
         model.guided(),
@@ -55,7 +72,7 @@ def bound_of(model: Model, splits: Splits, draws: int | None = DRAWS, rows: int 
 
 def flow_bits_of(model: Model, splits: Splits, rows: int, seed: int = 0) -> dict[str, Any]:
     """Bits/dim by the probability-flow ODE on the first held-out rows, and the bound, unclipped, on the same."""
-    held_out = _take(splits.held_out, rows)
+    held_out = first_rows(splits.held_out, rows)
     cond = {"label": held_out["label"].to(model.device)} if model.config.conditions.classes else None
     turned = isinstance(model.codec, DCTCodec)  # levels are bins of pixels, and their density is that of frequencies
     codec = model.codec.pixels if isinstance(model.codec, DCTCodec) else model.codec
@@ -88,19 +105,35 @@ def evaluate(
     sampler: str | None = None,
     steps: int | None = None,
     guidance: float | None = None,
-    say: Callable[[str], None] = lambda text: None,
+    say: Say = lambda text: None,
 ) -> dict[str, Any]:
     """The scores of a model against its data; every one is stored with how it was measured.
 
     ode: held-out rows of the likelihood by the probability-flow ODE, which takes longest; 0 leaves it out.
     """
+    check_ode(model, ode)
     say(f"{n} samples")
     samples = generate(model, n, seed=seed, sampler=sampler, steps=steps, guidance=guidance)
-    held_out, train = _take(splits.held_out, BOUND_ROWS), _take(splits.train, TRAIN_ROWS)
+    return measure(model, splits, samples, ode=ode, say=say)[0]
+
+
+def check_ode(model: Model, ode: int) -> None:
+    """ValueError if a likelihood is asked of a model that has none."""
+    if ode and (model.config.source or model.config.schedule["name"] == "cold"):
+        raise ValueError("a bridge or cold diffusion has no prior, and so no likelihood: leave --ode out, or give 0")
+
+
+def measure(
+    model: Model, splits: Splits, samples: Samples, *, ode: int = 0, say: Say = lambda text: None
+) -> tuple[dict[str, Any], Nearest]:
+    """The scores of a model by its samples at hand, and how far each of them is from its nearest training row."""
+    held_out, train = first_rows(splits.held_out, BOUND_ROWS), first_rows(splits.train, TRAIN_ROWS)
     scores: dict[str, Any] = {}
+    seconds = {"sampling": samples.seconds}
     if model.config.gaussian:
         say("bits/dim on held-out rows")
-        bound = bound_of(model, splits)
+        with lap(seconds, "bits_per_dim"):
+            bound = bound_of(model, splits)
         scores["bits_per_dim"] = {
             "value": bound.total,
             "standard_error": bound.standard_error,
@@ -108,36 +141,45 @@ def evaluate(
             "draws": DRAWS,
             "unit": "bits/dim" if model.codec.bin_width else "bits/dim of the standardised density",
         }
-    if ode and (model.config.source or model.config.schedule["name"] == "cold"):
-        raise ValueError("a bridge or cold diffusion has no prior, and so no likelihood: leave --ode out, or give 0")
     if ode:
         say(f"bits/dim by the probability-flow ODE on {ode} held-out rows")
-        scores["bits_per_dim_ode"] = flow_bits_of(model, splits, ode)
+        with lap(seconds, "bits_per_dim_ode"):
+            scores["bits_per_dim_ode"] = flow_bits_of(model, splits, ode)
     if model.config.kind == "picture" and splits.info.levels:
         histogram = HistogramBits(train["x"].numpy(), splits.info.levels)
         histogram.update(held_out["x"].numpy())
         scores["histogram_bits_per_dim"] = {"value": histogram.compute()}
         scores["uniform_bits_per_dim"] = {"value": float(np.log2(splits.info.levels))}
-    scores["sampling"] = {**samples.settings, "milliseconds_per_sample": 1000 * samples.seconds / n}
+    scores["sampling"] = {**samples.settings, "milliseconds_per_sample": 1000 * samples.seconds / len(samples.x)}
     if samples.labels is not None and len(np.unique(train["label"])) > 1:
         say("agreement with the asked-for labels")
-        scores["agreement"] = _agreement(samples.x, samples.labels, train, held_out)
+        with lap(seconds, "agreement"):
+            scores["agreement"] = agreement_of(samples.x, samples.labels, train, held_out)
     say("nearest training rows")
-    scores["nearest"] = _nearest(samples.x, train["x"].numpy(), held_out["x"].numpy())
+    with lap(seconds, "nearest"):
+        near = nearest_of(samples.x, train["x"].numpy(), held_out["x"].numpy())
+    scores["nearest"] = summary(near)
     say("the same beside a fitted Gaussian")
-    scores["gaussian"] = beside_gaussian(model, train, held_out, samples)
+    with lap(seconds, "gaussian"):
+        scores["gaussian"] = beside_gaussian(model, train, held_out, _some(samples, GAUSSIAN_ROWS))
     scores["reference"] = {
         "data": model.config.data,
         "held_out": splits.info.rule,
-        "n": n,
+        "n": len(samples.x),
         "threads": torch.get_num_threads(),
         "training_step": model.config.training.get("step"),
         "ema": model.config.training.get("ema"),
     }
-    return scores
+    scores["seconds"] = {name: round(value, 2) for name, value in seconds.items()}
+    return scores, near
 
 
-def _agreement(x: np.ndarray, labels: np.ndarray, train: dict[str, Any], held_out: dict[str, Any]) -> dict[str, Any]:
+def _some(samples: Samples, most: int) -> Samples:
+    labels = None if samples.labels is None else samples.labels[:most]
+    return replace(samples, x=samples.x[:most], labels=labels)
+
+
+def agreement_of(x: np.ndarray, labels: np.ndarray, train: dict[str, Any], held_out: dict[str, Any]) -> dict[str, Any]:
     judge = fit_judge(train["x"].numpy(), train["label"].numpy())
     metric = LabelAgreement(judge)
     metric.update(held_out["x"].numpy(), held_out["label"].numpy())
@@ -147,13 +189,19 @@ def _agreement(x: np.ndarray, labels: np.ndarray, train: dict[str, Any], held_ou
     return {"value": metric.compute(), "judge": "support vector classifier", "judge_held_out_accuracy": accuracy}
 
 
-def _nearest(x: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> dict[str, Any]:
-    metric = NearestNeighbour(train)
-    metric.update(x)
-    samples = metric.compute()
-    metric.reset()
-    metric.update(held_out)
-    real = metric.compute()
+def nearest_of(x: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> Nearest:
+    """Of samples and held-out rows (N, ...): Euclidean distances to the nearest training row."""
+    metric, found = NearestNeighbour(train), []
+    for rows in (x, held_out):
+        metric.reset()
+        metric.update(rows)
+        found.append(metric.compute())
+    return Nearest(*found)
+
+
+def summary(near: Nearest) -> dict[str, float]:
+    """The numbers that are stored of these distances."""
+    samples, real = near.samples, near.held_out
     return {
         "median": float(np.median(samples)),
         "held_out_median": float(np.median(real)),
@@ -167,7 +215,7 @@ def _nearest(x: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> dict[str
 def table(scores: dict[str, Any]) -> list[tuple[str, str]]:
     """The scores as rows of (what, value) for a person."""
     sampling, rows = scores["sampling"], []
-    if "bits_per_dim" not in scores:
+    if "bits_per_dim" not in scores and "gaussian" in scores:
         rows.append(("bits/dim by the bound", "none: it is of models of plain Gaussian noise"))
     if "bits_per_dim" in scores:
         bits = scores["bits_per_dim"]
@@ -185,11 +233,30 @@ def table(scores: dict[str, Any]) -> list[tuple[str, str]]:
         found = scores["agreement"]
         rows.append((f"agreement with the labels, n = {sampling['n']}", f"{100 * found['value']:.1f} %"))
         rows.append(("  the judge on held-out rows", f"{100 * found['judge_held_out_accuracy']:.1f} %"))
-    near = scores["nearest"]
-    rows.append(("distance to the nearest training row (median)", f"{near['median']:.2f}"))
-    rows.append(("  of held-out rows", f"{near['held_out_median']:.2f}"))
+    if "nearest" in scores:
+        near = scores["nearest"]
+        rows.append(("distance to the nearest training row (median)", f"{near['median']:.2f}"))
+        rows.append(("  of held-out rows", f"{near['held_out_median']:.2f}"))
     if "gaussian" in scores:
         rows += gaussian_table(scores["gaussian"])
-    how = f"{sampling['sampler']}, {sampling['steps']} steps, guidance {sampling['guidance']:g}"
-    rows.append((f"sampling ({how})", f"{sampling['milliseconds_per_sample']:.1f} ms a sample"))
+    if "energy" in scores:
+        rows.append((f"energy distance, n = {scores['energy']['n']}", f"{scores['energy']['value']:.4f}"))
+    if "by_features" in scores:
+        rows += _feature_table(scores["by_features"])
+    if "by_steps" in scores:
+        found = scores["by_steps"]
+        steps, values = (" ".join(f"{p[key]:.4g}" for p in found["points"]) for key in ("steps", "value"))
+        rows.append((f"{found['score']} in {steps} steps, n = {found['n']}", values))
+    if "milliseconds_per_sample" in sampling:
+        how = f"{sampling['sampler']}, {sampling['steps']} steps, guidance {told(sampling['guidance'])}"
+        rows.append((f"sampling ({how})", f"{sampling['milliseconds_per_sample']:.1f} ms a sample"))
     return rows
+
+
+def _feature_table(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """The scores by features, the floor behind the first of them."""
+    first, *rest = by_features.table(found)
+    if "floor" not in found:
+        return [first, *rest]
+    floor = found["floor"]
+    return [first, (f"  of {floor['n']:,} real {floor['of']}", f"{floor['frechet']:.4g}"), *rest]

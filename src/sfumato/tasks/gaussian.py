@@ -97,8 +97,8 @@ def _energy(
     n, how = len(samples.x), samples.settings
     asked = classes[torch.arange(n) % len(classes)]
     if model.config.conditions.classes:  # those at hand have their classes in turn
-        options = {name: how[name] for name in ("sampler", "steps", "grid", "seed", "guidance")}
-        samples = generate(model, n, label=asked.tolist(), **options)
+        options = {name: how[name] for name in ("sampler", "steps", "grid", "seed")}
+        samples = generate(model, n, label=asked.tolist(), guidance=samples.guide, **options)
     drawn = torch.empty(n, *x.shape[1:])
     for c in asked.unique().tolist():
         here = asked == c

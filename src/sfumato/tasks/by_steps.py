@@ -1,0 +1,66 @@
+"""The score by number of steps: the same seeds, walked in few steps and in many, beside real data of the same n.
+
+    {"score", "n", "reference", "real", "points": [{"steps", "value", "milliseconds_per_sample"}, ...]}
+
+By a feature network it is the Frechet distance; without one the energy distance of the values, in codec units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sfumato.data import Rows, Splits
+from sfumato.metrics import EnergyDistance
+from sfumato.model import Model
+from sfumato.tasks import scores
+from sfumato.tasks.generate import Samples
+from sfumato.tasks.subjects import HELD_OUT_ROWS, Lens, first_rows
+
+
+def by_features(walks: Mapping[int, Samples], lens: Lens) -> dict[str, Any]:
+    """The Frechet distance of the samples made in each number of steps."""
+    held, network, seen = lens.held, lens.network, lens.seen
+    n = len(next(iter(walks.values())).x)
+    points = _points(walks, lambda samples: scores.score(samples.images(), seen, network)["frechet"])
+    floor = scores.floor(held.real(n), seen, network)["frechet"] if held.real else None
+    return {"score": network.title, "n": n, "reference": held.name, "real": floor, "points": points}
+
+
+def by_values(model: Model, splits: Splits, walks: Mapping[int, Samples]) -> dict[str, Any]:
+    """Their energy distance to held-out rows."""
+    held_out, n = first_rows(splits.held_out, HELD_OUT_ROWS)["x"], len(next(iter(walks.values())).x)
+    metric = EnergyDistance(model.codec.encode(held_out).numpy())
+
+    def score(x: Tensor) -> float:
+        metric.reset()
+        metric.update(model.codec.encode(x).numpy())
+        return metric.compute()
+
+    return {
+        "score": "energy distance",
+        "n": n,
+        "reference": f"held-out rows, {len(held_out):,}",
+        "real": score(_spread_over(splits.train, n)),
+        "points": _points(walks, lambda samples: score(torch.from_numpy(samples.x))),
+    }
+
+
+def _points(walks: Mapping[int, Samples], score: Callable[[Samples], float]) -> list[dict[str, float]]:
+    return [
+        {"steps": steps, "value": score(x), "milliseconds_per_sample": 1000 * x.seconds / len(x.x)}
+        for steps, x in walks.items()
+    ]
+
+
+def _spread_over(rows: Rows, n: int) -> Tensor:
+    """n rows, evenly spread; of a stream the first."""
+    if rows.count is None:
+        return first_rows(rows, n)["x"]
+    few = min(n, rows.count)
+    found: Any = rows.take(np.arange(few) * rows.count // few)["x"]
+    return found

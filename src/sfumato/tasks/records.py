@@ -1,0 +1,133 @@
+"""Records: every score alone, with all that says how it was measured; and what is said of scores side by side.
+
+    name value error real better n reference features sampler steps grid seed guidance ema seconds sampling_seconds
+
+value is the samples' score, real that of real pictures where it is known; better is "lower", "higher" or None; seconds
+the wall-clock of the score, sampling_seconds that of its samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from sfumato.tasks.scores import caution
+from sfumato.tasks.subjects import TRAIN_ROWS
+
+RECORDED = ("reference", "sampler", "steps", "grid", "seed", "guidance", "ema", "sampling_seconds")
+SETTINGS = ("n", "reference", "sampler", "steps", "grid", "seed", "guidance", "features")  # alike in a fair comparison
+
+
+def records(scores: Mapping[str, Any], how: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every score alone, with all that says how it was measured; `better` is "lower", "higher" or None."""
+    told = {name: how[name] for name in RECORDED}
+    return [
+        {**told, "features": None, "n": how["n"], **row, "seconds": scores["seconds"].get(part)}
+        for part, row in _rows(scores)
+    ]
+
+
+def _row(name: str, value: float, better: str | None, real: float | None = None, **more: Any) -> dict[str, Any]:
+    return {"name": name, "value": value, "error": None, "real": real, "better": better, **more}
+
+
+def _rows(scores: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(the part of the scores that a row comes from, the row)."""
+    for part, what in (("bits_per_dim", "bits/dim (bound)"), ("bits_per_dim_ode", "bits/dim (ODE)")):
+        if part in scores:
+            found = scores[part]
+            rest = {"error": found["standard_error"], "n": found["rows"], "reference": "held-out rows"}
+            yield part, _row(what, found["value"], "lower", **rest)
+    if "by_features" in scores:
+        yield from _feature_rows(scores["by_features"])
+    if "agreement" in scores:
+        found = scores["agreement"]
+        judge = {"reference": "the labels asked for", "features": found["judge"]}
+        yield (
+            "agreement",
+            _row(
+                f"label agreement ({found['judge']})",
+                found["value"],
+                "higher",
+                found["judge_held_out_accuracy"],
+                **judge,
+            ),
+        )
+    if "nearest" in scores:
+        found = scores["nearest"]
+        among = {"reference": f"the first {TRAIN_ROWS:,} training rows, or fewer", "features": "values"}
+        what = "distance to the nearest training row (median)"
+        yield "nearest", _row(what, found["median"], None, found["held_out_median"], **among)
+    if "energy" in scores:
+        found = scores["energy"]
+        yield "energy", _row("energy distance (values)", found["value"], "lower", n=found["n"], features="values")
+    energy = scores.get("gaussian", {}).get("energy")
+    if energy:
+        rest = {"n": energy["n"], "reference": f"held-out rows, {energy['held_out_rows']:,}", "features": "codec units"}
+        yield "gaussian", _row("energy distance", energy["model"], "lower", energy["training_rows"], **rest)
+    if "milliseconds_per_sample" in scores["sampling"]:
+        yield "sampling", _row("milliseconds a sample", scores["sampling"]["milliseconds_per_sample"], "lower")
+
+
+def _feature_rows(found: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    real = found.get("floor", {})
+    by = {name: found[name] for name in ("n", "reference", "features")}
+    yield "by_features", _row(found["title"], found["frechet"], "lower", real.get("frechet"), **by)
+    kernel = found["kernel"]
+    rest = {"error": kernel["standard_error"]}
+    its = real["kernel"]["value"] if real else None
+    yield "by_features", {**_row(f"kernel distance ({by['features']})", kernel["value"], "lower", its, **by), **rest}
+    sure = found["inception_score"]
+    if sure:
+        its = real["inception_score"]["value"] if real else None
+        yield "by_features", _row(sure["title"], sure["value"], "higher", its, **by)
+    for name in ("precision", "recall", "density", "coverage"):
+        yield "by_features", _row(f"{name} ({by['features']})", found[name], "higher", real.get(name), **by)
+    if found["agreement"] is not None:
+        yield "by_features", _row(f"label agreement ({by['features']})", found["agreement"], "higher", **by)
+
+
+def shown(value: float | None, error: float | None = None) -> str:
+    """A number for a table: four significant digits, its standard error behind it."""
+    if value is None:
+        return "–"
+    return f"{value:.4g}" if error is None else f"{value:.4g} ± {error:.2g}"
+
+
+def cautions(hows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What must be said beside the scores of subjects: small n, and settings that are not alike."""
+    least = min(how["n"] for how in hows)
+    said = [caution(least)] if caution(least) else []
+    for name in SETTINGS:
+        values = [how[name] for how in hows]
+        if any(value != values[0] for value in values):
+            each = ", ".join(f"{how['subject']}: {told(value)}" for how, value in zip(hows, values, strict=True))
+            said.append(f"{name} is not the same for all ({each}), so their scores differ by that too")
+    return said
+
+
+def told(value: Any) -> str:
+    """A setting for a person."""
+    if value is None:
+        return "–"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {told(one)}" for key, one in value.items() if one is not None)
+    return f"{value:g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def best(rows: Sequence[Mapping[str, Any] | None]) -> int | None:
+    """Which of the records of one score is best; None where that means nothing, or none is alone with its value."""
+    there = [row for row in rows if row is not None]
+    if len(there) < 2 or there[0]["better"] is None:
+        return None
+    pick = min if there[0]["better"] == "lower" else max
+    values = [None if row is None else row["value"] for row in rows]
+    value = pick(v for v in values if v is not None)
+    return values.index(value) if values.count(value) == 1 else None
+
+
+def side_by_side(scores: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[str, Any] | None]]]:
+    """(name, the record of each subject or None) of every score that any of them has, in order."""
+    tables = [{row["name"]: row for row in one["records"]} for one in scores]
+    names = list(dict.fromkeys(name for table in tables for name in table))
+    return [(name, [table.get(name) for table in tables]) for name in names]

@@ -1,0 +1,191 @@
+"""What stands in MODEL's place, and what it is held against: files, folders, and one line for a bad one."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sfumato import data
+from sfumato.data import Data
+from sfumato.model import Model
+from sfumato.tasks import Samples, write
+from sfumato.tasks.subjects import Pictures, against, alike, labels_as, read_pictures, subject
+
+from ..tiny import random_model
+
+
+def some(n: int = 24, size: int = 8, channels: int = 1) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (n, size, size, channels), dtype=np.uint8)
+
+
+def samples(images: np.ndarray, labels: np.ndarray | None = None) -> Samples:
+    return Samples(images.transpose(0, 3, 1, 2), labels, {"seed": 3, "steps": 7}, 1.0, "picture", 256)
+
+
+@pytest.mark.parametrize("out", ["s.npz", "s"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_what_sample_writes_comes_back(out: str, channels: int, tmp_path: Path) -> None:
+    """With its labels (12 classes, so that the folder `10` is sorted before `2`) and its settings."""
+    labels = np.arange(24) % 12
+    given = samples(some(channels=channels), labels)
+    write(given, tmp_path / out)
+    found = read_pictures(str(tmp_path / out))
+    assert found.labels is not None
+    order = np.argsort(found.labels, kind="stable")
+    assert np.array_equal(found.images[order], given.images()[np.argsort(labels, kind="stable")])
+    assert np.array_equal(found.labels[order], np.sort(labels))
+    assert found.label_names == tuple(map(str, range(12)))
+    assert found.settings == {"seed": 3, "steps": 7}
+
+
+def test_a_folder_without_labels_and_grey_pictures(tmp_path: Path) -> None:
+    write(samples(some()), tmp_path / "s")
+    found = read_pictures(str(tmp_path / "s"))
+    assert found.labels is None
+    assert np.array_equal(found.images, some())
+
+
+@pytest.mark.parametrize(
+    ("arrays", "name", "chosen"),
+    [
+        ({"images": some(), "labels": np.arange(24)}, "", some()),
+        ({"arr_0": some(channels=3), "arr_1": np.arange(24)}, "", some(channels=3)),
+        ({"train_images": some(30), "test_images": some()}, "", some()),
+        ({"train_images": some(30), "test_images": some()}, ":train_images", some(30)),
+        ({"faces": some()[..., 0], "other": np.zeros(3)}, "", some()),
+    ],
+)
+def test_names_of_arrays(arrays: dict[str, Any], name: str, chosen: np.ndarray, tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", **arrays)
+    found = read_pictures(f"{tmp_path / 'a.npz'}{name}")
+    assert np.array_equal(found.images, chosen)
+    assert (found.labels is None) == (len(arrays) == 2 and not {"labels", "arr_1"} & arrays.keys())
+
+
+def bad_files(where: Path) -> dict[str, str]:
+    """path -> what its one line says."""
+    np.savez(where / "floats.npz", images=np.zeros((4, 8, 8), np.float32))
+    np.savez(where / "first.npz", images=np.zeros((4, 3, 8, 8), np.uint8))
+    np.savez(where / "empty.npz", images=np.zeros((0, 8, 8), np.uint8))
+    np.savez(where / "vectors.npz", samples=np.zeros((5, 2)))
+    np.savez(where / "labels.npz", images=some(), labels=np.arange(3))
+    np.savez(where / "settings.npz", images=some(), settings=np.array("{"))
+    (where / "torn.npz").write_bytes((where / "labels.npz").read_bytes()[:900])
+    (where / "none").mkdir()
+    (where / "sizes").mkdir()
+    for k in (8, 9):
+        Image.new("L", (k, k)).save(where / "sizes" / f"{k}.png")
+    (where / "broken").mkdir()
+    (where / "broken" / "a.png").write_bytes(b"no picture")
+    return {
+        "floats.npz": "float32 of shape (4, 8, 8) came; allowed are one or more uint8 pictures",
+        "first.npz": "channels last",
+        "empty.npz": "uint8 of shape (0, 8, 8) came; allowed are one or more",
+        "vectors.npz": "holds samples; allowed is an array of pictures, such as images or arr_0",
+        "labels.npz": "labels of shape (3,) came for 24 rows",
+        "labels.npz:pictures": "holds images, labels; allowed is an array of pictures",
+        "settings.npz": "its settings are no JSON",
+        "torn.npz": "cannot be read",
+        "missing.npz": "no such file",
+        "none": "no picture in this folder",
+        "sizes": "pictures of 2 sizes came (8x8, 9x9); allowed is one size",
+        "broken": "cannot use 1 file: a.png (not a picture)",
+    }
+
+
+def test_what_is_no_pictures_is_one_line(tmp_path: Path) -> None:
+    for name, expected in bad_files(tmp_path).items():
+        with pytest.raises(ValueError, match=re.escape(expected)) as told:
+            subject(str(tmp_path / name))
+        assert "\n" not in str(told.value), name
+        assert name.partition(":")[0] in str(told.value)
+
+
+def test_models_are_models(tmp_path: Path) -> None:
+    random_model().save(tmp_path / "model")
+    assert isinstance(subject(str(tmp_path / "model")), Model)
+    (tmp_path / "model" / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"config\.json is missing"):  # a torn model is not read as pictures
+        subject(str(tmp_path / "model"))
+    with pytest.raises(ValueError, match="unknown model 'nothing'"):
+        subject("nothing")
+    np.savez(tmp_path / "a.npz", images=some())
+    with pytest.raises(ValueError, match=r"--ema 0.1 came for .*, which is pictures and no run"):
+        subject(str(tmp_path / "a.npz"), ema=0.1)
+
+
+def test_references(tmp_path: Path) -> None:
+    own = Data("digits", held_out=5)
+    splits = data.load(own)
+    every = {part: rows.take(np.arange(len(rows)))["x"].numpy() for part, rows in
+             (("test", splits.held_out), ("train", splits.train))}  # fmt: skip
+    for text, part, other, its in (
+        ("test", "test", "train", "training"),
+        ("train", "train", "test", "held-out"),
+        ("digits", "test", "train", "training"),
+        ("digits:train", "train", "test", "held-out"),
+    ):
+        found = against(text, own)
+        assert found.name == f"{part} split of digits, {len(every[part]):,} rows"
+        assert np.array_equal(found.images, np.rint(every[part] * (255 / 16)).astype(np.uint8).transpose(0, 2, 3, 1))
+        assert found.real is not None
+        assert len(found.real(50)) == 50
+        assert len(found.real(10**6)) == len(every[other])
+        assert found.real_name == its
+        assert found.train is not None
+        assert found.train_labels is not None
+        assert len(found.train) == len(found.train_labels) == len(every["train"])
+        assert found.data == "digits"
+    assert len(against("digits", None).images) == len(range(9, 1797, 10))  # the set's own rule, no model's
+    np.savez(tmp_path / "a.npz", images=some())
+    alone = against(str(tmp_path / "a.npz"), None)
+    assert (alone.real, alone.train, alone.data) == (None, None, "")
+    beside = against(str(tmp_path / "a.npz"), own)
+    assert np.array_equal(beside.images, some())
+    assert beside.train is not None
+    assert beside.real_name == "training"
+
+
+@pytest.mark.parametrize(
+    ("reference", "expected"),
+    [
+        ("test", "pictures do not say which data they are like: give --reference"),
+        ("digits:all", "allowed is digits, digits:test or digits:train"),
+        ("nowhere", "unknown reference 'nowhere'; allowed are test, train, "),
+        ("breast_cancer", "breast_cancer holds vectors; a reference is pictures"),
+    ],
+)
+def test_a_bad_reference_is_one_line(reference: str, expected: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(expected)) as told:
+        against(reference, None)
+    assert "\n" not in str(told.value)
+
+
+def test_sizes_and_colours_are_the_references() -> None:
+    grey, colour = some(), some(channels=3)
+    assert np.array_equal(alike(grey, colour, "a", "b"), grey.repeat(3, 3))
+    assert np.array_equal(alike(colour, colour, "a", "b"), colour)
+    with pytest.raises(ValueError, match="a: pictures in colour came, and b is grey"):
+        alike(colour, grey, "a", "b")
+    with pytest.raises(ValueError, match="a: pictures of 9x9 came, and b has 8x8; resize one"):
+        alike(some(size=9), grey, "a", "b")
+
+
+def test_labels_are_matched_by_name() -> None:
+    def labelled(names: tuple[str, ...], labels: list[int]) -> Pictures:
+        return Pictures("a", some(len(labels)), np.array(labels), names, {})
+
+    names = ("plane", "car", "bird")
+    found = labels_as(labelled(("bird", "car"), [0, 1, 1]), names)
+    assert found is not None
+    assert found.tolist() == [2, 1, 1]
+    found = labels_as(labelled(("0", "1"), [0, 1, 1]), names)
+    assert found is not None
+    assert found.tolist() == [0, 1, 1]
+    assert labels_as(labelled(tuple("abcd"), [0, 3]), names) is None
+    assert labels_as(Pictures("a", some(), None, (), {}), names) is None
