@@ -18,10 +18,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sfumato.console import first_line, listing, name_first, parse, show, value_of, with_progress
+from sfumato.console import first_line, listing, name_first, parse, progress, show, value_of
 
 if TYPE_CHECKING:
     from sfumato.train import Run
+    from sfumato.train.classifier import ClassifierRun
 
 
 # train ----------------------------------------------------------------------------------------------------------------
@@ -33,7 +34,7 @@ def train(args: Sequence[str]) -> None:
     from sfumato.corruptions import PROCESSES
     from sfumato.losses import WEIGHTINGS
     from sfumato.options import unknown
-    from sfumato.recipes import RECIPES
+    from sfumato.recipes import CLASSIFIER_RECIPES, RECIPES
     from sfumato.train import DECAYS
     from sfumato.train.objectives import OBJECTIVES
 
@@ -41,6 +42,7 @@ def train(args: Sequence[str]) -> None:
         [
             "sfumato train RECIPE [--out DIR] [--init MODEL] [--dry-run] [any field of the run]\n",
             listing("recipes", {name: first_line(recipe.__doc__) for name, recipe in RECIPES.items()}),
+            listing("classifiers", {name: first_line(recipe.__doc__) for name, recipe in CLASSIFIER_RECIPES.items()}),
             listing("data sets", {row: first_line(f.__doc__) for row, f in data.DATASETS.items()}),
             listing("networks", {row: network.summary for row, network in nn.NETWORKS.items()}),
             listing("schedules", list(PROCESSES)),
@@ -57,15 +59,19 @@ def train(args: Sequence[str]) -> None:
         print(tables + "\nsfumato train RECIPE --help lists the fields of that recipe's run.")
         return
     name, rest = name_first(args, "a RECIPE", "sfumato train RECIPE")
+    if name in CLASSIFIER_RECIPES:
+        _train_classifier(name, CLASSIFIER_RECIPES[name](), rest)
+        return
     if name not in RECIPES:
-        raise unknown("recipe", name, RECIPES)
+        raise unknown("recipe", name, [*RECIPES, *CLASSIFIER_RECIPES])
     _train(name, RECIPES[name](), rest, tables)
 
 
 def _train(name: str, run: Run, rest: list[str], tables: str) -> None:
     from sfumato.model import load
-    from sfumato.recipes import fit, plan
+    from sfumato.recipes import finish, fit, plan
     from sfumato.recipes.arguments import TrainArguments, run_like
+    from sfumato.tasks.evaluate import table
 
     start = value_of(rest, "--init")
     init = load(start) if start else None
@@ -76,7 +82,28 @@ def _train(name: str, run: Run, rest: list[str], tables: str) -> None:
         show(f"sfumato train {name}, planned", plan(given.run, init))
         return
     command = shlex.join(["sfumato", "train", name, *rest])
-    with_progress(given, init, command, fit)
+    with progress(given.run.steps, given.run.batch) as (say, report):
+        training = fit(given.run, given.out, init, command, say, report)
+    if training.is_main:
+        scores = finish(training, command, given.samples, say)
+        show(f"{given.out}: trained in {training.seconds:.0f} s", table(scores))
+        say(f"samples.png, film.gif, loss.png, scores.json and model/ lie in {given.out}")
+    training.accelerator.end_training()
+
+
+def _train_classifier(name: str, run: ClassifierRun, rest: list[str]) -> None:
+    from sfumato.recipes.arguments import ClassifierArguments
+    from sfumato.recipes.classifiers import fit_classifier
+
+    about = f"sfumato train {name} [--out DIR] [any field of the run]"
+    given = parse(ClassifierArguments, f"train {name}", about, rest, ClassifierArguments(run, Path("runs") / name))
+    with progress(given.run.steps, given.run.batch) as (say, report):
+        command = shlex.join(["sfumato", "train", name, *rest])
+        scores = fit_classifier(given.run, given.out, command, say, report)
+    by_t = scores.get("accuracy_by_t", {})
+    rows = [("clean", scores["accuracy"]), *((f"x_t at t = {t}", share) for t, share in by_t.items())]
+    title = f"{given.out}: accuracy on {scores['n']:,} held-out rows"
+    show(title, [(what, f"{100 * share:.2f} %") for what, share in rows])
 
 
 # sample, evaluate, models, reproduce ----------------------------------------------------------------------------------

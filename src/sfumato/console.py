@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
-if TYPE_CHECKING:
-    from sfumato.model import Model
+Say = Callable[[str], None]
+Report = Callable[[int, float, float], None]  # (step, loss, images a second)
 
 
 def listing(title: str, table: Mapping[str, str] | Sequence[str]) -> str:
@@ -82,7 +82,12 @@ def show(title: str, rows: Sequence[tuple[str, ...]], heads: Sequence[str] = ())
     Console(soft_wrap=True, width=max(usual.width, 132 if len(heads) > 6 else 0)).print(sheet, highlight=False)
 
 
-def with_progress(given: Any, init: Model | None, command: str, fit: Callable[..., Any]) -> None:
+@contextlib.contextmanager
+def progress(steps: int, batch: int) -> Iterator[tuple[Say, Report]]:
+    """A training on the terminal: what writes a line above its bar, and what moves the bar after every step.
+
+    Where there is no terminal, a line at every twentieth of the training stands for the bar.
+    """
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -92,9 +97,6 @@ def with_progress(given: Any, init: Model | None, command: str, fit: Callable[..
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
-
-    from sfumato.recipes import finish
-    from sfumato.tasks.evaluate import table
 
     console = Console()
     columns = (
@@ -107,18 +109,13 @@ def with_progress(given: Any, init: Model | None, command: str, fit: Callable[..
         TimeRemainingColumn(),
     )
     say = lambda text: console.print(text, highlight=False, markup=False)  # noqa: E731
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("training", total=given.run.steps, loss=float("nan"), rate=0.0)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+        bar = bars.add_task("training", total=steps, loss=float("nan"), rate=0.0)
 
         def report(step: int, loss: float, rate: float) -> None:
-            progress.update(bar, completed=step, loss=loss, rate=rate)
-            if not console.is_terminal and (step % max(given.run.steps // 20, 1) == 0):
-                left = (given.run.steps - step) * given.run.batch / max(rate, 1e-9)
-                say(f"step {step}/{given.run.steps}  loss {loss:.4f}  {rate:.0f} images/s  ETA {left:.0f} s")
+            bars.update(bar, completed=step, loss=loss, rate=rate)
+            if not console.is_terminal and (step % max(steps // 20, 1) == 0):
+                left = (steps - step) * batch / max(rate, 1e-9)
+                say(f"step {step}/{steps}  loss {loss:.4f}  {rate:.0f} images/s  ETA {left:.0f} s")
 
-        training = fit(given.run, given.out, init, command, say, report)
-    if training.is_main:
-        scores = finish(training, command, given.samples, say)
-        show(f"{given.out}: trained in {training.seconds:.0f} s", table(scores))
-        say(f"samples.png, film.gif, loss.png, scores.json and model/ lie in {given.out}")
-    training.accelerator.end_training()
+        yield say, report

@@ -18,6 +18,9 @@ from pathlib import Path
 from sfumato.experiments import (
     assumptions,
     bound_terms,
+    cfg_table,
+    classifier_guidance,
+    ddim_table,
     flow,
     forward_chain,
     interpolation,
@@ -27,6 +30,8 @@ from sfumato.experiments import (
     reverse_film,
     schedules,
     solver_orders,
+    solver_table,
+    trilemma,
 )
 from sfumato.experiments.report import UNFINISHED, Report, Request, write
 from sfumato.options import unknown
@@ -67,6 +72,17 @@ EXPERIMENTS: dict[str, Experiment] = {
     "flow": Experiment(flow.run, "paths straight or bent, with and without coupling: straightness, steps needed"),
     "reconstruction": Experiment(
         reconstruction.run, "encode and decode: error by steps, paths between latents (DDIM)", "digits"
+    ),
+    "ddim-table": Experiment(ddim_table.run, "score by steps and eta, beside DDIM's table 1", "mnist"),
+    "solver-table": Experiment(solver_table.run, "score of every good sampler at 3 to 20 evaluations", "mnist"),
+    "classifier-guidance": Experiment(
+        classifier_guidance.run, "scale against agreement, distance, precision, recall (ADM, table 4)", "mnist"
+    ),
+    "cfg-table": Experiment(
+        cfg_table.run, "classifier-free guidance by scale, in an interval, by a weaker model (Ho & Salimans)", "mnist"
+    ),
+    "trilemma": Experiment(
+        trilemma.run, "VAE, GAN, flow, diffusion on one wall-clock: quality, diversity, speed in numbers"
     ),
 }
 

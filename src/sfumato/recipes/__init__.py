@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sfumato.recipes import assumptions
+from sfumato.recipes.classifiers import CLASSIFIER_RECIPES, fit_classifier
 from sfumato.recipes.digits import digits
 from sfumato.recipes.fit import finish, fit, plan
 from sfumato.recipes.pictures import cifar10, emoji, fashion, mnist, pictures
@@ -35,4 +36,4 @@ RECIPES: dict[str, Callable[[], Run]] = {
     "bridge": assumptions.bridge,
 }
 
-__all__ = ["RECIPES", "finish", "fit", "plan"]
+__all__ = ["CLASSIFIER_RECIPES", "RECIPES", "finish", "fit", "fit_classifier", "plan"]

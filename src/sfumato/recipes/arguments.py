@@ -17,6 +17,7 @@ from sfumato.nn import NETWORKS
 from sfumato.options import whole
 from sfumato.tasks.guide import guide
 from sfumato.train import Run
+from sfumato.train.classifier import ClassifierRun
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,13 @@ class TrainArguments:
 
     def __post_init__(self) -> None:
         whole("samples", self.samples)
+
+
+@dataclass(frozen=True)
+class ClassifierArguments:
+    run: Annotated[ClassifierRun, tyro.conf.arg(name="")] = field(default_factory=ClassifierRun)
+    out: Path = Path("runs/classifier")
+    """Where everything goes; give the same again to resume."""
 
 
 def run_like(run: Run, config: ModelConfig) -> Run:
