@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from sfumato import data, grids
+from sfumato import grids
 from sfumato.experiments import cfg_table, tradeoff
 from sfumato.experiments.cfg_table import CURVES, PUBLISHED, W_SEEDS, Size
 from sfumato.experiments.report import Report, Request, write
@@ -163,29 +163,17 @@ def test_other_curves_are_held_against_the_plain_rule() -> None:
     """At equal certainty, not at equal scales."""
     plain = curve([2.0, 2.0, 2.5, 4.0, 5.0, 6.0], [7.0, 7.1, 7.5, 8.0, 9.0, 9.5], FLAT)
     same = [p["frechet"] for p in plain]
-    scores = [p["classifier_score"] for p in plain]
+    sure = [p["classifier_score"] for p in plain]
     for frechet, said in (
         ([f + 1 for f in same], "it is farther"),
         ([f - 1 for f in same], "it is nearer to the data."),
         (same, "where the plain rule is"),
         ([0.0, 9.0, *same[2:]], "nearer to the data at 1 of 6 scales, farther at 1"),
     ):
-        text = cfg_table.words([*plain, *curve(frechet, scores, FLAT, "interval")], REAL, 10)
+        text = cfg_table.words([*plain, *curve(frechet, sure, FLAT, "interval")], REAL, 10)
         assert said in text.split("**Interval**")[1]
     assert cfg_table.plain_at(plain, "classifier_score", 8.5) == pytest.approx(4.5)
     assert "Interval" not in cfg_table.words(plain, REAL, 10)
-
-
-def test_real_pictures_are_balanced_and_disjoint() -> None:
-    splits = data.load(data.Data("digits"))
-    sets = tradeoff.balanced(splits, 50)
-    assert len(sets) == tradeoff.SETS
-    for images, labels in sets:
-        assert images.shape == (50, 8, 8, 1)
-        assert images.max() == 255
-        assert np.array_equal(labels, np.arange(50) % 10)
-    seen = np.concatenate([images.reshape(50, -1) for images, _ in sets])
-    assert len(np.unique(seen, axis=0)) == len(seen)
 
 
 def test_courses() -> None:

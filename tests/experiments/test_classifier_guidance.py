@@ -208,6 +208,10 @@ def test_the_words_follow_the_numbers() -> None:
     assert "price of recall" in other
     assert "precision does not gain" in other
     assert "97.0 % at scale 1" in other
+    score = [5.0, 8.0, 8.5, 9.0, 9.0]
+    paid = words({**OTHERWISE, "frechet": [9.0, 4.0, 3.0, 2.0, 1.0], "classifier_score": score}, [2.0, 3.0, 9.0])
+    assert "1 pays already" in paid
+    assert "5.00 without, 9.00 at 10" in paid
 
 
 def test_features_without_classes_say_nothing_of_labels() -> None:

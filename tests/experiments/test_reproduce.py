@@ -18,6 +18,9 @@ from sfumato.experiments import (
     EXPERIMENTS,
     assumptions,
     bound_terms,
+    cfg_table,
+    classifier_guidance,
+    ddim_table,
     figures,
     flow,
     forward_chain,
@@ -27,14 +30,19 @@ from sfumato.experiments import (
     reconstruction,
     reproduce,
     reverse_film,
+    sampled,
     schedules,
     solver_orders,
+    solver_table,
 )
 from sfumato.experiments.report import UNFINISHED, Request, digest, number, remembered
 from sfumato.experiments.trainings import trained_here
 from sfumato.model import Model
 from sfumato.nn import UNetConfig
 from sfumato.train import Run
+
+from .test_classifier_guidance import classifier_of
+from .test_sampled import STUB
 
 TINY: dict[str, tuple[ModuleType, dict[str, Any]]] = {
     "forward-chain": (forward_chain, {"chains": 4, "pixels": 16, "frames": 5}),
@@ -66,9 +74,18 @@ TINY: dict[str, tuple[ModuleType, dict[str, Any]]] = {
         reconstruction,
         {"rows": 2, "steps": (5,), "tolerances": (), "pairs": 2, "exact": (8, 16)},
     ),
+    "ddim-table": (ddim_table, {"n": 10, "steps": (2, 4), "long": 8, "few": 5}),
+    "solver-table": (solver_table, {"n": 10, "evaluations": (3, 5), "rows": 2, "fine": 10}),
+    "cfg-table": (cfg_table, {"samples": 10, "steps": 4}),
+    "classifier-guidance": (classifier_guidance, {"samples": 10, "ddim": 4, "ancestral": 4, "chain": 4}),
 }
+OWN_TESTS = {"trilemma"}  # experiments that need data which do not ship, and are run in tests of their own
+TIMED = ("ddim-table", "solver-table", "cfg-table", "classifier-guidance")  # seconds are among their numbers
 WITH_MODEL = sorted(name for name in TINY if experiments.EXPERIMENTS[name].model)
-IN_BLOCKS = [*WITH_MODEL, "flow"]  # flow stands for those that train: they keep their trainings alike
+IN_BLOCKS = [
+    *(name for name in WITH_MODEL if name not in TIMED),
+    "flow",
+]  # flow stands for those that train: they keep their trainings alike
 
 
 @pytest.fixture(autouse=True)
@@ -77,6 +94,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "QUICK", replace(module.QUICK, **sizes))
         if hasattr(module, "trained_here"):
             monkeypatch.setattr(module, "trained_here", trained_small)
+    monkeypatch.setattr(sampled, "feature_network", lambda name: STUB)
+    monkeypatch.setattr(classifier_guidance, "noise_aware", lambda request, model: classifier_of(model))
 
 
 @pytest.fixture
@@ -93,7 +112,7 @@ def trained_small(request: Request, name: str, plan: Run) -> Model:
 
 
 def test_every_experiment_is_tested() -> None:
-    assert set(TINY) == set(EXPERIMENTS)
+    assert set(TINY) | OWN_TESTS == set(EXPERIMENTS)
 
 
 @pytest.mark.parametrize("name", sorted(TINY))

@@ -124,6 +124,7 @@ def test_every_solver_is_a_sampler() -> None:
     assert FULL.n == 1000
 
 
+@pytest.mark.slow
 def test_the_whole_page(request_of: Callable[..., Request], monkeypatch: pytest.MonkeyPatch, on: Bench) -> None:
     monkeypatch.setattr(solver_table, "QUICK", Size(10, (3, 5), 2, 10))
     monkeypatch.setattr(solver_table, "SOLVERS", ("ddim", "dpmpp-2m", "ancestral", "heun"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from sfumato.metrics import (
     Seen,
 )
 from sfumato.tasks import scores
-from sfumato.tasks.scores import SMALL, caution, floor, pictures_of, reference, score, table
+from sfumato.tasks.scores import SMALL, caution, floor, pictures_of, real_pictures, reference, score, table
 
 
 def look(images: np.ndarray) -> Seen:
@@ -151,3 +152,29 @@ def test_rows_that_are_no_pictures_are_refused() -> None:
     splits = data.load(data.Data("breast_cancer"))
     with pytest.raises(ValueError, match="not pictures"):
         pictures_of(splits.train, 10, splits.info.levels)
+
+
+class TestRealPictures:
+    splits = data.load(data.Data("digits"))
+
+    def test_they_have_their_classes_in_turn_and_are_disjoint(self) -> None:
+        sets = real_pictures(self.splits.train, self.splits.info, 55, 3)
+        assert len(sets) == 3
+        rows = self.splits.train.take(np.arange(len(self.splits.train)))
+        known = {x.tobytes(): int(c) for x, c in zip(rows["x"].numpy(), rows["label"].numpy(), strict=True)}
+        for images, labels in sets:
+            assert images.shape == (55, 8, 8, 1)
+            assert np.array_equal(labels, np.arange(55) % 10)
+            back = np.rint(images.transpose(0, 3, 1, 2) / (255 / 16)).astype(np.uint8)
+            assert [known[x.tobytes()] for x in back] == labels.tolist()
+        every = np.concatenate([images.reshape(55, -1) for images, _ in sets])
+        assert len(np.unique(every, axis=0)) == len(every)
+
+    def test_without_labels_or_with_too_few_of_a_class_they_are_evenly_spread(self) -> None:
+        train, info = self.splits.train, self.splits.info
+        unlabelled = replace(info, label_names=())
+        assert np.array_equal(real_pictures(train, unlabelled, 40)[0][0], pictures_of(train, 40, 17))
+        assert len(real_pictures(train, info, 10**6)[0][0]) == len(train)
+        pairs = real_pictures(train, unlabelled, 40, 2)
+        assert not np.array_equal(pairs[0][0], pairs[1][0])
+        assert pairs[0][1] is None

@@ -45,7 +45,7 @@ from sfumato.experiments.tradeoff import (
     of,
     percent,
     point,
-    real_pictures,
+    real_of,
     shares,
     strips,
     told,
@@ -115,7 +115,7 @@ def run(request: Request) -> Report:
         for w_seed in scales if curve != "autoguidance" or weak else ():
             setting = Setting(SAMPLER, steps, None, guide(curve, w_seed, interval(schedule), weak), size.samples)
             points.append(point(curve, w_seed, measured(request, on, setting, f"{curve}-{w_seed:g}")))
-    real = real_pictures(on, size.samples)
+    real = real_of(on, size.samples)
     return Report(
         title="Classifier-free guidance by its scale",
         shown=(__doc__ or "").partition("\n\n")[2],

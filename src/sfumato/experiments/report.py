@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from sfumato.checkpoints import native
+from sfumato.classifier import Classifier
 from sfumato.experiments import figures
 from sfumato.model import Model
 
@@ -81,7 +82,7 @@ class Report:
     heads: Sequence[str] = ("what", "value")
 
 
-def digest(model: Model) -> str:
+def digest(model: Model | Classifier) -> str:
     """The first 16 hexadecimal digits of the sha256 of a model's weights: names, types, shapes and bytes."""
     found = hashlib.sha256()
     for name, x in sorted(model.net.state_dict().items()):

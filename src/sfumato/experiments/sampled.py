@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
@@ -30,8 +30,7 @@ from sfumato.metrics.features import FeatureNetwork
 from sfumato.model import Model
 from sfumato.tasks.features import feature_network
 from sfumato.tasks.generate import generate
-from sfumato.tasks.generate import spread as over_255
-from sfumato.tasks.scores import SMALL, Reference, floor, pictures_of, reference, score
+from sfumato.tasks.scores import SMALL, Reference, floor, pictures_of, real_pictures, reference, score
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,8 +38,8 @@ if TYPE_CHECKING:
 REFERENCE_ROWS = 10_000  # held-out rows, evenly spread over them, that samples are compared with
 FLOOR_ROWS = 1_000  # training rows of the floor
 SHOWN = 10  # pictures that are usually kept of a setting: the first, with classes in turn one of each
+ERROR = "frechet_standard_error"
 BLOCKS = 5  # of a jackknife
-LOOKED_AT = 4  # times the rows of `spread` are looked through for enough of each class
 # data set -> the features its pictures are compared by: the zoo's classifier of it, where there is one
 FEATURES = {"mnist": "mnist", "cifar10": "cifar10", "emoji": "emoji"}
 OTHER_FEATURES = "efficientnet-lite0"
@@ -118,8 +117,8 @@ def bench(request: Request, features: str | FeatureNetwork | None = None) -> Ben
 
 
 def _floor(splits: Splits, n: int, against: Reference, network: FeatureNetwork) -> dict[str, Any]:
-    real = pictures_of(splits.train, min(n, len(splits.train)), splits.info.levels)
-    return floor(real, against, network)
+    images, labels = real_pictures(splits.train, splits.info, n)[0]
+    return floor(images, against, network, labels if network.classes else None)
 
 
 @final
@@ -148,9 +147,10 @@ def counting(*nets: nn.Module) -> Iterator[Counter]:
 def measured(request: Request, bench: Bench, setting: Setting, name: str) -> dict[str, Any]:
     """The score of a setting's samples, from the block `name` of a stopped run if that was of the same setting.
 
-    That of tasks.scores.score, and "frechet_standard_error" (`standard_error`), "seconds", "milliseconds_per_sample", "evaluations" (rows a sample that the network,
-    and a weaker one that guides it, were asked for; the rows of guidance count, a classifier's do not), "sampling" (how
-    they were made), "images" (uint8 (kept, H, W, C), the first samples; the only entry that is no JSON).
+    That of tasks.scores.score, and "frechet_standard_error" (`standard_error`), "seconds", "milliseconds_per_sample",
+    "evaluations" (rows a sample that the network, and a weaker one that guides it, were asked for; the rows of guidance
+    count, a classifier's do not), "sampling" (how they were made), "images" (uint8 (kept, H, W, C), the first samples;
+    the only entry that is no JSON).
     """
     key = {**bench.key, **setting.document(), "kept": setting.kept}
     found = remembered(request, key, name, lambda: _measure(request, bench, setting))
@@ -177,7 +177,7 @@ def _measure(request: Request, bench: Bench, setting: Setting) -> dict[str, Tens
     images = samples.images()
     scores = score(images, bench.reference, bench.network, labels=samples.labels)
     scores |= {
-        "frechet_standard_error": standard_error(bench, images),
+        ERROR: standard_error(bench, images),
         "seconds": samples.seconds,
         "milliseconds_per_sample": 1000 * samples.seconds / setting.n,
         "evaluations": counter.rows / setting.n,
@@ -191,7 +191,8 @@ def standard_error(bench: Bench, images: np.ndarray) -> float:
 
         sqrt((G - 1)/G sum_k (d_k - mean d)^2),    d_k the distance without the k-th of G blocks of neighbours
 
-    so that each block has its classes in turn.  A few pictures that miss their class are most of it.
+    so that each block has its classes in turn.  Of few samples it is a tenth to a quarter too large.  A few pictures
+    that miss their class are most of it.
     """
     features = bench.network.look(images).features
     frechet, *_ = bench.reference.metrics
@@ -233,25 +234,19 @@ def spread(bench: Bench, n: int, sets: int) -> tuple[float, float]:
     rows taken as they come the counts of the classes differ, and that is more than a good model's whole distance.
     Where rows suffice for one set only the deviation is 0.
     """
-    real = _real_sets(bench, n, sets)
-    found = [floor(images, bench.reference, bench.network)["frechet"] for images in real]
+    real = real_pictures(bench.splits.train, bench.splits.info, n, sets)
+    found = [floor(images, bench.reference, bench.network)["frechet"] for images, _ in real]
     return float(np.mean(found)), float(np.std(found, ddof=1)) if len(found) > 1 else 0.0
 
 
-def _real_sets(bench: Bench, n: int, sets: int) -> list[np.ndarray]:
-    """Disjoint sets of at most n training pictures, uint8 (n, H, W, C), as many of each class as samples have."""
-    rows = bench.splits.train
-    first = rows.take(np.arange(min(len(rows), LOOKED_AT * n * sets)))
-    x, labels = np.asarray(first["x"]), np.asarray(first["label"]) if "label" in first else np.zeros(len(first["x"]))
-    asked = bench.model.labels(min(n, len(rows)))
-    wanted = labels[:n] * 0 if asked is None else asked.numpy()
-    of_class = {c: np.flatnonzero((labels == c) | (asked is None)) for c in np.unique(wanted)}
-    each = {c: int((wanted == c).sum()) for c in of_class}
-    found = max(1, min(sets, *(len(of_class[c]) // each[c] for c in of_class)))
-    chosen = [np.concatenate([of_class[c][k * each[c] : (k + 1) * each[c]] for c in of_class]) for k in range(found)]
-    levels = bench.splits.info.levels
-    assert levels is not None  # of pictures, which `trained` saw to
-    return [over_255(x[rows_of_set], levels) for rows_of_set in chosen]
+def frechet(found: Mapping[tuple[str, int], Mapping[str, Any]]) -> dict[tuple[str, int], float]:
+    """The Frechet distances of a table of scores."""
+    return {cell: scores["frechet"] for cell, scores in found.items()}
+
+
+def errors(found: Mapping[tuple[str, int], Mapping[str, Any]]) -> dict[tuple[str, int], float]:
+    """Their standard errors."""
+    return {cell: scores[ERROR] for cell, scores in found.items()}
 
 
 def in_codec_units(images: Tensor) -> Tensor:

@@ -29,10 +29,22 @@ from torch import Tensor
 
 from sfumato import grids
 from sfumato.experiments import figures
-from sfumato.experiments.ddim_table import ERROR, SCORED, SPENT, errors, frechet
+from sfumato.experiments.ddim_table import SCORED, SPENT
 from sfumato.experiments.published import SOLVER_CELLS, Cells, apart, column, columns, rank_correlation
 from sfumato.experiments.report import Report, Request, remembered
-from sfumato.experiments.sampled import Bench, Setting, bench, heat, how_many, in_codec_units, measured, spread
+from sfumato.experiments.sampled import (
+    ERROR,
+    Bench,
+    Setting,
+    bench,
+    errors,
+    frechet,
+    heat,
+    how_many,
+    in_codec_units,
+    measured,
+    spread,
+)
 from sfumato.samplers import SAMPLERS
 from sfumato.schedules import Schedule
 from sfumato.tasks.doctor import calls_of
@@ -180,9 +192,6 @@ def landed(request: Request, subject: Bench, rows: int, sampler: str, steps: int
     return remembered(request, key, f"ode-{sampler}-{steps}", walk)["x"]
 
 
-# ----------------------------------------------------------------------------------------------------- words
-
-
 def see(found: Found, distances: Cells, floor: float, title: str) -> str:
     """What the numbers say; every sentence is computed."""
     return "\n\n".join(
@@ -199,8 +208,8 @@ def see(found: Found, distances: Cells, floor: float, title: str) -> str:
 def _winners(found: Found, distances: Cells, floor: float, title: str) -> str:
     every, chance = frechet(found), errors(found)
     lines = [
-        f"**Best by column.** Real pictures of the same labels have {title} {floor:.3g} at this n.  Cells that differ by "
-        "less than twice the standard error of their difference are as good within chance."
+        f"**Best by column.** Real pictures of the same labels have {title} {floor:.3g} at this n.  Cells that differ "
+        "by less than twice the standard error of their difference are as good within chance."
     ]
     for asked in columns(frechet(found)):
         scores, far = column(every, asked), column(distances, asked)
@@ -282,9 +291,6 @@ def _beside_published(found: Found, title: str) -> str:
         f"are {title} of one network on grid `{GRID}`, whose floor draws ratios towards 1."
     )
     return " ".join(lines)
-
-
-# --------------------------------------------------------------------------------------------------- numbers
 
 
 def number_lines(found: Found, distances: Cells, size: Size, title: str) -> list[list[str]]:

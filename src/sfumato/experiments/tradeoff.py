@@ -23,11 +23,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from sfumato.data import Splits
 from sfumato.experiments import figures
 from sfumato.experiments.sampled import Bench, in_codec_units
-from sfumato.tasks.generate import Samples
-from sfumato.tasks.scores import floor
+from sfumato.tasks import scores
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -87,27 +85,13 @@ class Real:
         return max(self.noise, NOISE * least(points)["frechet"])
 
 
-def real_pictures(on: Bench, n: int) -> Real:
+def real_of(on: Bench, n: int) -> Real:
     """What n samples of a perfect model would have, by sets of real pictures with classes in turn."""
+    sets = scores.real_pictures(on.splits.train, on.splits.info, n, SETS)
     judged = on.network.classes > 0
-    found = [
-        floor(images, on.reference, on.network, labels if judged else None) for images, labels in balanced(on.splits, n)
-    ]
-    distances = [scores["frechet"] for scores in found]
+    found = [scores.floor(x, on.reference, on.network, labels if judged else None) for x, labels in sets]
+    distances = [each["frechet"] for each in found]
     return Real(values_of(found[0]), 2 * float(np.std(distances, ddof=1)) if len(found) > 1 else 0.0)
-
-
-def balanced(splits: Splits, n: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """At most SETS disjoint sets of about n training pictures, uint8 (n, H, W, C), with their labels in turn."""
-    labels = np.asarray(splits.train.take(np.arange(len(splits.train)))["label"])
-    of_class = [np.flatnonzero(labels == label) for label in range(len(splits.info.label_names))]
-    each = min(-(-n // len(of_class)), *(len(rows) for rows in of_class))
-    sets = min(SETS, *(len(rows) // each for rows in of_class))
-    spread = [rows[np.arange(each * sets) * len(rows) // (each * sets)] for rows in of_class]
-    chosen = [np.stack([rows[k::sets] for rows in spread], 1).ravel()[:n] for k in range(sets)]
-    pictures = [np.asarray(splits.train.take(rows)["x"]) for rows in chosen]
-    images = [Samples(x, None, {}, 0.0, "picture", splits.info.levels).images() for x in pictures]
-    return list(zip(images, (labels[rows] for rows in chosen), strict=True))
 
 
 def values_of(scores: Mapping[str, Any]) -> dict[str, float | None]:

@@ -4,7 +4,8 @@
 
 w = 1 is the plain conditional model, w = 0 the unconditional one; the paper's own scale is w_seed = w - 1.  The scale
 is cond["guidance"], (B,), one value a row, and acts in the interval low < t <= high, cond["low"] and cond["high"] [2];
-outside of it w is 1.  Where every row has w = 1, only the conditional is asked.
+outside of it w is 1.  Where every row has w = 1, only the conditional is asked, and of (1) where every row has w = 0
+only the unconditional.  Variances are those of the conditional, and at w = 0 of the unconditional.
 
 What is done with the two answers is a `Mix`, so that `rescale` and `apg` differ from (1) in that alone.
 
@@ -45,7 +46,12 @@ def scale(query: Query) -> Tensor | None:
 
 def lerp(query: Query, given: Prediction, other: Prediction, w: Tensor) -> Prediction:
     """(1)."""
-    return replace(given, x0=torch.lerp(other.x0, given.x0, w), eps=torch.lerp(other.eps, given.eps, w))
+    x0, eps = torch.lerp(other.x0, given.x0, w), torch.lerp(other.eps, given.eps, w)
+    variances = {}
+    for name in ("variance_mix", "x0_variance"):
+        ours, theirs = getattr(given, name), getattr(other, name)
+        variances[name] = ours if ours is None or theirs is None else torch.where(w == 0, theirs, ours)
+    return replace(given, x0=x0, eps=eps, **variances)
 
 
 def mixed(mix: Mix, query: Query, given: Prediction, other: Prediction) -> Prediction:
@@ -62,7 +68,8 @@ def halves(inner: Denoiser, mix: Mix) -> Guided:
 
     def expand(query: Query) -> Sequence[Query]:
         given = without(query, *TOLD)
-        if scale(query) is None:
+        w = scale(query)
+        if w is None:
             return [given]
         cond = given.cond or {}
         told = {name: value for name, value in cond.items() if name not in NEUTRAL}
@@ -72,7 +79,8 @@ def halves(inner: Denoiser, mix: Mix) -> Guided:
                 f"{sorted(inner.null_cond) or 'nothing'}, cond gives {sorted(told) or 'nothing'}; take guidance 1"
             )
         null = {name: inner.null_cond[name].to(value).expand_as(value) for name, value in told.items()}
-        return [given, replace(given, cond={**cond, **null})]
+        other = replace(given, cond={**cond, **null})
+        return [other] if mix is lerp and bool((w == 0).all()) else [given, other]
 
     def combine(query: Query, predictions: Sequence[Prediction]) -> Prediction:
         return predictions[0] if len(predictions) == 1 else mixed(mix, query, *predictions)

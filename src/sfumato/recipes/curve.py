@@ -37,7 +37,8 @@ def learning_curve(training: Training, say: Callable[[str], None], n: int = POIN
     network = feature_network(run.features)
     held_out = scores.pictures_of(splits.held_out, REFERENCE_ROWS, levels)
     against = scores.reference(held_out, f"held-out part of {run.data.name}, {len(held_out):,} rows", network)
-    floor = scores.floor(scores.pictures_of(splits.train, n, levels), against, network)
+    ((real, _),) = scores.real_pictures(splits.train, splits.info, n)
+    floor = scores.floor(real, against, network)
     points = []
     for folder in sorted((training.out / "ema").glob("step-*")):
         samples = generate(_model_of(training, folder), n)

@@ -53,7 +53,7 @@ def lap(seconds: dict[str, float], name: str) -> Iterator[None]:
     """The wall-clock of what is done within, as seconds[name]."""
     start = time.perf_counter()
     yield
-    seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
+    seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - start, 2)
 
 
 def bound_of(model: Model, splits: Splits, draws: int | None = DRAWS, rows: int = BOUND_ROWS, seed: int = 0) -> Any:
@@ -129,7 +129,7 @@ def measure(
     """The scores of a model by its samples at hand, and how far each of them is from its nearest training row."""
     held_out, train = first_rows(splits.held_out, BOUND_ROWS), first_rows(splits.train, TRAIN_ROWS)
     scores: dict[str, Any] = {}
-    seconds = {"sampling": samples.seconds}
+    seconds: dict[str, float] = {}
     if model.config.gaussian:
         say("bits/dim on held-out rows")
         with lap(seconds, "bits_per_dim"):
@@ -170,7 +170,7 @@ def measure(
         "training_step": model.config.training.get("step"),
         "ema": model.config.training.get("ema"),
     }
-    scores["seconds"] = {name: round(value, 2) for name, value in seconds.items()}
+    scores["seconds"] = {**seconds, "sampling": round(samples.seconds, 2)}
     return scores, near
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from sfumato.data import Rows
+from sfumato.data import Info, Rows
 from sfumato.metrics import (
     DensityCoverage,
     FeatureNetwork,
@@ -25,7 +25,7 @@ from sfumato.metrics import (
     PrecisionRecall,
     Seen,
 )
-from sfumato.tasks.generate import Samples
+from sfumato.tasks.generate import spread
 
 SMALL = 50_000  # what the literature scores: fewer are said
 SPLITS = 10  # parts of an Inception Score in the literature, of 5,000 pictures each; fewer pictures are one part
@@ -80,7 +80,29 @@ def pictures_of(rows: Rows, n: int, levels: int | None = 256) -> np.ndarray:
         raise ValueError(f"rows are {x.dtype} {x.shape[1:]}, not pictures; scores are of uint8 pictures (C, H, W)")
     if x.max() >= levels or (levels == 256 and 0 < x.max() < 64):
         raise ValueError(f"values reach {x.max()} and levels is {levels}; give the data's own, splits.info.levels")
-    return Samples(x, None, {}, 0.0, "picture", levels).images()
+    return spread(x, levels)
+
+
+def real_pictures(rows: Rows, info: Info, n: int, sets: int = 1) -> list[tuple[np.ndarray, np.ndarray | None]]:
+    """At most so many disjoint sets of n pictures of a part, uint8 (n, H, W, C), with their labels, for a `floor`.
+
+    Of labelled data with classes in turn, as samples have them: features of a classifier are clusters, one a class, and
+    sets drawn blindly differ by their shares of the classes more than by anything else.  Where a class has too few
+    rows for that, and without labels, evenly spread over the part.
+    """
+    if rows.count is None:
+        return [(pictures_of(rows, n, info.levels), None)]
+    n, whole = min(n, rows.count), np.zeros(rows.count, dtype=np.int64)
+    labels = np.asarray(rows.take(np.arange(rows.count))["label"]) if info.label_names else None
+    told, counts = np.unique(whole if labels is None else labels, return_inverse=True, return_counts=True)[1:]
+    if len(counts) * counts.min() < n:  # there are too few of a class: as they come
+        told, counts = whole, np.array([rows.count])
+    each = -(-n // len(counts))
+    sets = min(sets, int(counts.min()) // each)
+    even = [np.flatnonzero(told == c)[np.arange(each * sets) * k // (each * sets)] for c, k in enumerate(counts)]
+    chosen = [np.stack([index[k::sets] for index in even], 1).ravel()[:n] for k in range(sets)]
+    pictures = [spread(np.asarray(rows.take(index)["x"]), info.levels or 256) for index in chosen]
+    return [(x, None if labels is None else labels[index]) for x, index in zip(pictures, chosen, strict=True)]
 
 
 def _batches(n: int) -> Iterator[slice]:

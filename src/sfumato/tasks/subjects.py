@@ -34,7 +34,7 @@ from sfumato.metrics import FeatureNetwork
 from sfumato.model import Model, load, zoo
 from sfumato.tasks import scores
 from sfumato.tasks.generate import spread
-from sfumato.tasks.scores import pictures_of
+from sfumato.tasks.scores import pictures_of, real_pictures
 
 ARRAYS = {"images": "labels", "arr_0": "arr_1", "test_images": "test_labels", "train_images": "train_labels"}
 MODEL_FILES = (
@@ -152,7 +152,7 @@ def _read_folder(root: Path) -> Pictures:
         images = images[..., :1]
     labels, label_names = folder.classes(root, names)
     if labels is not None and all(name.isdecimal() for name in label_names):  # `10` is sorted before `2`
-        pass
+        labels = np.array([int(name) for name in label_names])[labels]
         label_names = tuple(str(k) for k in range(int(labels.max()) + 1))
     settings = _settings(about.read_text(), about) if about.is_file() else {}
     return Pictures(str(root), images, labels, label_names, settings)
@@ -207,7 +207,7 @@ def _of_data(own: Data, part: str) -> Against:
     return Against(
         name=f"{part} split of {own.name}, {len(images):,} rows",
         images=images,
-        real=lambda n: pictures(other, n),
+        real=lambda n: real_pictures(other, splits.info, n)[0][0],
         real_name=its,
         held_out=spread(first_rows(splits.held_out, HELD_OUT_ROWS)["x"].numpy(), splits.info.levels or 256),
         train=spread(first["x"].numpy(), splits.info.levels or 256),
