@@ -11,7 +11,8 @@ import torch
 
 from sfumato import grids
 from sfumato.experiments import cfg_table, tradeoff
-from sfumato.experiments.cfg_table import CURVES, PUBLISHED, W_SEEDS, Size
+from sfumato.experiments.cfg_table import CURVES, W_SEEDS, Size
+from sfumato.experiments.published import CFG
 from sfumato.experiments.report import Report, Request, write
 from sfumato.experiments.sampled import bench
 from sfumato.experiments.tradeoff import VALUES, Point, Real, at, course, of
@@ -87,7 +88,7 @@ def test_the_page(request_of: Callable[..., Request], monkeypatch: pytest.Monkey
     for text in ("FD(stub)", "classifier score (stub)", "fewer than 50,000", "1.55", "published FID"):
         assert text in page
     lines = (request.out / "cfg-table.csv").read_text().splitlines()
-    assert len(lines) == 1 + len(points) + len(PUBLISHED) + 1
+    assert len(lines) == 1 + len(points) + len(CFG) + 1
 
 
 @pytest.mark.usefixtures("small")
@@ -107,15 +108,15 @@ def test_a_model_of_no_zoo_has_no_weaker_one(tmp_path: Path) -> None:
 
 def test_the_published_figures() -> None:
     """Ho & Salimans, table 1, p_uncond = 0.1: least FID at 0.1, a score that rises throughout."""
-    assert PUBLISHED[0.0] == (1.80, 53.71)
-    assert PUBLISHED[0.1] == (1.55, 66.11)
-    assert PUBLISHED[0.3] == (3.03, 92.8)
-    assert PUBLISHED[1.0] == (12.6, 170.1)
-    assert PUBLISHED[3.0] == (24.83, 250.4)
-    assert min(PUBLISHED, key=lambda w: PUBLISHED[w][0]) == 0.1
-    inception = [PUBLISHED[w][1] for w in sorted(PUBLISHED)]
+    assert CFG[0.0] == (1.80, 53.71)
+    assert CFG[0.1] == (1.55, 66.11)
+    assert CFG[0.3] == (3.03, 92.8)
+    assert CFG[1.0] == (12.6, 170.1)
+    assert CFG[3.0] == (24.83, 250.4)
+    assert min(CFG, key=lambda w: CFG[w][0]) == 0.1
+    inception = [CFG[w][1] for w in sorted(CFG)]
     assert inception == sorted(inception)
-    assert set(W_SEEDS) <= set(PUBLISHED)
+    assert set(W_SEEDS) <= set(CFG)
 
 
 def curve(frechet: list[float], score: list[float], recall: list[float], name: str = "cfg") -> list[Point]:

@@ -12,7 +12,8 @@ import torch
 
 from sfumato.classifier import Classifier, ClassifierConfig, build_classifier
 from sfumato.experiments import classifier_guidance, guided_gaussians
-from sfumato.experiments.classifier_guidance import ANCESTRAL, ARMS, CONDITIONAL, DDIM, PUBLISHED, Size
+from sfumato.experiments.classifier_guidance import ANCESTRAL, ARMS, CONDITIONAL, DDIM, Size
+from sfumato.experiments.published import ADM
 from sfumato.experiments.report import Report, Request, write
 from sfumato.experiments.sampled import bench
 from sfumato.experiments.tradeoff import VALUES, Point, Real, at
@@ -120,7 +121,7 @@ def test_the_published_figures() -> None:
         (True, 1.0): (4.59, 5.25, 186.70, 0.82, 0.52),
         (True, 10.0): (9.11, 10.93, 283.92, 0.88, 0.32),
     }
-    assert {key: tuple(vars(row).values()) for key, row in PUBLISHED.items()} == known
+    assert {key: tuple(vars(row).values()) for key, row in ADM.items()} == known
 
 
 @pytest.fixture(scope="module")

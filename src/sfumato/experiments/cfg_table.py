@@ -32,6 +32,7 @@ import numpy as np
 import torch
 
 from sfumato.experiments import figures
+from sfumato.experiments.published import CFG
 from sfumato.experiments.report import Report, Request, digest
 from sfumato.experiments.sampled import Bench, Setting, bench, how_many, measured
 from sfumato.experiments.tradeoff import (
@@ -59,23 +60,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SAMPLER = "dpmpp-2m"
-# w_seed -> (FID, Inception Score): arXiv:2207.12598, table 1, ImageNet 64x64, 50,000 samples, p_uncond = 0.1
-PUBLISHED: dict[float, tuple[float, float]] = {
-    0.0: (1.80, 53.71),
-    0.1: (1.55, 66.11),
-    0.2: (2.04, 78.91),
-    0.3: (3.03, 92.8),
-    0.4: (4.30, 106.2),
-    0.5: (5.74, 119.3),
-    0.6: (7.19, 131.1),
-    0.7: (8.62, 141.8),
-    0.8: (10.08, 151.6),
-    0.9: (11.41, 161.0),
-    1.0: (12.60, 170.1),
-    2.0: (21.03, 225.5),
-    3.0: (24.83, 250.4),
-    4.0: (26.22, 260.2),
-}
 SAME = "The best scale is the published one within noise. "
 W_SEEDS = (0.0, 0.1, 0.3, 1.0, 2.0, 3.0)
 AGAIN = (0.3, 1.0, 3.0)  # where the other curves are measured
@@ -181,9 +165,9 @@ def table(points: Sequence[Point], real: Real) -> list[list[Any]]:
     """The CSV's rows: measured, the published figures beside the plain rule's; all the published; real pictures."""
     rows: list[list[Any]] = []
     for p in points:
-        published = PUBLISHED.get(p.scale, (None, None)) if p.curve == "cfg" else (None, None)
+        published = CFG.get(p.scale, (None, None)) if p.curve == "cfg" else (None, None)
         rows.append([p.curve, p.scale, 1 + p.scale, *p.cells(), *published])
-    rows += [["published", w, 1 + w, *[None] * len(VALUES), *figures_of] for w, figures_of in PUBLISHED.items()]
+    rows += [["published", w, 1 + w, *[None] * len(VALUES), *figures_of] for w, figures_of in CFG.items()]
     return [*rows, ["real training pictures", None, None, *(real.values[name] for name in VALUES), None, None]]
 
 
@@ -206,7 +190,7 @@ def numbers(points: Sequence[Point], real: Real) -> list[list[str]]:
     rows = [(p.curve, f"{p.scale:g}", p.values) for p in points] + [("real training pictures", "", real.values)]
     lines = []
     for curve, w_seed, values in rows:
-        published = PUBLISHED.get(float(w_seed)) if curve == "cfg" else None
+        published = CFG.get(float(w_seed)) if curve == "cfg" else None
         lines.append(
             [
                 curve,
@@ -234,14 +218,14 @@ def words(points: Sequence[Point], real: Real, limit: int | None) -> str:
 def _distance(plain: Sequence[Point], real: Real) -> str:
     """Frechet distance by scale."""
     best, first, last = least(plain), plain[0], plain[-1]
-    there = min(PUBLISHED, key=lambda w: PUBLISHED[w][0])
-    steeper = PUBLISHED[last.scale][0] / PUBLISHED[there][0]
+    there = min(CFG, key=lambda w: CFG[w][0])
+    steeper = CFG[last.scale][0] / CFG[there][0]
     within = real.within(plain)
     near = [p.scale for p in plain if p["frechet"] - best["frechet"] <= within]
     low, high = min(near), max(near)
     text = (
-        f"**Frechet distance.** Published, it falls from {PUBLISHED[0.0][0]:.2f} to {PUBLISHED[there][0]:.2f} at "
-        f"w_seed = {there:g}, then rises to {PUBLISHED[last.scale][0]:.2f} at {last.scale:g}, {steeper:.0f} times the "
+        f"**Frechet distance.** Published, it falls from {CFG[0.0][0]:.2f} to {CFG[there][0]:.2f} at "
+        f"w_seed = {there:g}, then rises to {CFG[last.scale][0]:.2f} at {last.scale:g}, {steeper:.0f} times the "
         f"least. Here it {course([p['frechet'] for p in plain], within)}: {first['frechet']:.3g} at 0, the least "
         f"{best['frechet']:.3g} at {best.scale:g}, {last['frechet']:.3g} at {last.scale:g}, "
         f"{last['frechet'] / best['frechet']:.1f} times the least (nor can w_seed {low:g} to {high:g} be told from "
@@ -290,11 +274,11 @@ def _certainty(plain: Sequence[Point], real: Real, limit: int | None) -> str:
     if limit is None or score is None:
         return "**Classifier score.** There is none: these features come with no classifier."
     first, last = plain[0], plain[-1]
-    published = PUBLISHED[last.scale][1] / PUBLISHED[0.0][1]
+    published = CFG[last.scale][1] / CFG[0.0][1]
     rise = last["classifier_score"] / first["classifier_score"]
     text = (
-        f"**Classifier score.** Published, the Inception Score rises at every scale, from {PUBLISHED[0.0][1]:g} to "
-        f"{PUBLISHED[last.scale][1]:g}, {published:.1f} times, of at most 1,000. Here the score "
+        f"**Classifier score.** Published, the Inception Score rises at every scale, from {CFG[0.0][1]:g} to "
+        f"{CFG[last.scale][1]:g}, {published:.1f} times, of at most 1,000. Here the score "
         f"{course([p['classifier_score'] for p in plain], 0.01 * score)} from {first['classifier_score']:.2f} to "
         f"{last['classifier_score']:.2f}, {rise:.2f} times, of at most {limit}; real training pictures have "
         f"{score:.2f}. "
@@ -303,7 +287,7 @@ def _certainty(plain: Sequence[Point], real: Real, limit: int | None) -> str:
         return text + "The shape is the published one."
     return text + (
         f"It has less room to rise: unguided, the score already is {percent(first['classifier_score'] / limit)} of the "
-        f"most that it can be, where ImageNet's was {percent(PUBLISHED[0.0][1] / 1000)}."
+        f"most that it can be, where ImageNet's was {percent(CFG[0.0][1] / 1000)}."
     )
 
 
@@ -386,15 +370,15 @@ def _draw(points: Sequence[Point], real: Real, on: Bench) -> Figure:
     title = on.network.title
     name = on.network.classifier_title if y == "classifier_score" else y
     axes["a"].set(title=f"measured, by w_seed, n = {points[0]['n']:.0f}", xlabel=title, ylabel=name)
-    axes["b"].plot(*zip(*PUBLISHED.values(), strict=True), "o-", color="grey", markersize=4, linewidth=1)
-    for w, place in PUBLISHED.items():
+    axes["b"].plot(*zip(*CFG.values(), strict=True), "o-", color="grey", markersize=4, linewidth=1)
+    for w, place in CFG.items():
         axes["b"].annotate(f"{w:g}", place, xytext=(3, 3), textcoords="offset points", fontsize=7)
     axes["b"].set(title="published: ImageNet 64x64, by w_seed", xlabel="FID", ylabel="Inception Score")
     axes["c"].set(title="precision and recall", xlabel="recall", ylabel="precision")
     axes["e"].axhline(real.frechet, color="grey", linewidth=0.8, linestyle=":", label="real training pictures")
     axes["e"].set(title="distance by scale", xlabel="w_seed", ylabel=title, yscale="log")
     axes["e"].plot(
-        W_SEEDS, [PUBLISHED[w][0] / PUBLISHED[0.0][0] * at(points, "cfg", 0.0)["frechet"] for w in W_SEEDS], "x:",
+        W_SEEDS, [CFG[w][0] / CFG[0.0][0] * at(points, "cfg", 0.0)["frechet"] for w in W_SEEDS], "x:",
         color="grey", ms=4, lw=1, label="published FID, scaled to start alike",
     )  # fmt: skip
     for key in "ace":

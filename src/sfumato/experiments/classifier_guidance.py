@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from sfumato.classifier import Classifier, load_classifier
 from sfumato.experiments import figures, guided_gaussians
+from sfumato.experiments.published import ADM, Row
 from sfumato.experiments.report import Report, Request, digest
 from sfumato.experiments.sampled import Bench, Setting, bench, how_many, measured
 from sfumato.experiments.tradeoff import (
@@ -73,26 +74,6 @@ ARMS = {
 STYLES = {DDIM: "o-", ANCESTRAL: "s--", CONDITIONAL: "d-."}
 
 
-@dataclass(frozen=True)
-class Published:
-    """arXiv:2105.05233, table 4: ImageNet 256x256, 50,000 samples."""
-
-    fid: float
-    sfid: float
-    inception: float
-    precision: float
-    recall: float
-
-
-# (conditional?, scale; 0 without guidance)
-PUBLISHED = {
-    (False, 0.0): Published(26.21, 6.35, 39.70, 0.61, 0.63),
-    (False, 1.0): Published(33.03, 6.99, 32.92, 0.56, 0.65),
-    (False, 10.0): Published(12.00, 10.40, 95.41, 0.76, 0.44),
-    (True, 0.0): Published(10.94, 6.02, 100.98, 0.69, 0.63),
-    (True, 1.0): Published(4.59, 5.25, 186.70, 0.82, 0.52),
-    (True, 10.0): Published(9.11, 10.93, 283.92, 0.88, 0.32),
-}
 COLUMNS = (
     "curve",
     "scale",
@@ -196,9 +177,9 @@ def basis(on: Bench, judge: Classifier, size: Size, steps: Mapping[str, int]) ->
     ]
 
 
-def _published(p: Point) -> Published | None:
+def _published(p: Point) -> Row | None:
     """The published figures beside a point: those of the curves by Algorithm 2 stand for both algorithms."""
-    return PUBLISHED.get((ARMS[p.curve].w == 1, p.scale))
+    return ADM.get((ARMS[p.curve].w == 1, p.scale))
 
 
 def table(points: Sequence[Point], real: Real, steps: Mapping[str, int]) -> list[list[Any]]:
@@ -321,14 +302,14 @@ def _shares(first: Point, best: Point) -> str:
     )
 
 
-def _of_unguided(curve: str) -> Published:
-    return PUBLISHED[ARMS[curve].w == 1, 0.0]
+def _of_unguided(curve: str) -> Row:
+    return ADM[ARMS[curve].w == 1, 0.0]
 
 
 def _variety(points: Sequence[Point]) -> str:
     """Precision and recall of the unconditional model by scale."""
     here, found, same = of(points, DDIM), [], []
-    ends = PUBLISHED[False, 0.0], PUBLISHED[False, 10.0]
+    ends = ADM[False, 0.0], ADM[False, 10.0]
     for name in ("precision", "recall"):
         values = [p[name] for p in here]
         within = shares(here[0]["n"])
@@ -386,7 +367,7 @@ def _draw(points: Sequence[Point], real: Real, on: Bench, gaussians: Sequence[gu
         scales = [p.scale for p in here]
         axes["c"].plot(scales, [p["frechet"] for p in here], style, markersize=4, linewidth=1, label=curve)
     for conditional, style in ((False, "o:"), (True, "d:")):
-        theirs = {scale: row for (told_label, scale), row in PUBLISHED.items() if told_label == conditional}
+        theirs = {scale: row for (told_label, scale), row in ADM.items() if told_label == conditional}
         x, y = [row.recall for row in theirs.values()], [row.precision for row in theirs.values()]
         label = f"published, {'conditional' if conditional else 'unconditional'}"
         axes["b"].plot(x, y, style, color="grey", markersize=4, linewidth=1, label=label)

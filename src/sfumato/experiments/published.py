@@ -5,6 +5,8 @@ the order of the cells, whether a row falls, and each cell's ratio to the first 
 
 J. Song et al., "Denoising Diffusion Implicit Models", arXiv:2010.02502
 Q. Zhang, Y. Chen, "Fast Sampling of Diffusion Models with Exponential Integrator", arXiv:2204.13902
+J. Ho, T. Salimans, "Classifier-Free Diffusion Guidance", arXiv:2207.12598
+P. Dhariwal, A. Nichol, "Diffusion Models Beat GANs on Image Synthesis", arXiv:2105.05233
 W. Zhao et al., "UniPC: A Unified Predictor-Corrector Framework", arXiv:2302.04867
 """
 
@@ -13,6 +15,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -40,6 +43,46 @@ SOLVER_CELLS: Cells = {
     ("deis-3", 15): 3.37,
     ("deis-3", 20): 2.86,
     ("unipc-3", 10): 3.87,
+}
+
+# w_seed -> (FID, Inception Score): arXiv:2207.12598, table 1, ImageNet 64x64, 50,000 samples, p_uncond = 0.1
+CFG: dict[float, tuple[float, float]] = {
+    0.0: (1.80, 53.71),
+    0.1: (1.55, 66.11),
+    0.2: (2.04, 78.91),
+    0.3: (3.03, 92.8),
+    0.4: (4.30, 106.2),
+    0.5: (5.74, 119.3),
+    0.6: (7.19, 131.1),
+    0.7: (8.62, 141.8),
+    0.8: (10.08, 151.6),
+    0.9: (11.41, 161.0),
+    1.0: (12.60, 170.1),
+    2.0: (21.03, 225.5),
+    3.0: (24.83, 250.4),
+    4.0: (26.22, 260.2),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """arXiv:2105.05233, table 4: ImageNet 256x256, 50,000 samples."""
+
+    fid: float
+    sfid: float
+    inception: float
+    precision: float
+    recall: float
+
+
+# (conditional?, scale; 0 without guidance)
+ADM = {
+    (False, 0.0): Row(26.21, 6.35, 39.70, 0.61, 0.63),
+    (False, 1.0): Row(33.03, 6.99, 32.92, 0.56, 0.65),
+    (False, 10.0): Row(12.00, 10.40, 95.41, 0.76, 0.44),
+    (True, 0.0): Row(10.94, 6.02, 100.98, 0.69, 0.63),
+    (True, 1.0): Row(4.59, 5.25, 186.70, 0.82, 0.52),
+    (True, 10.0): Row(9.11, 10.93, 283.92, 0.88, 0.32),
 }
 
 

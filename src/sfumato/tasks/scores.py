@@ -203,7 +203,7 @@ def table(scores: dict[str, Any]) -> list[tuple[str, str]]:
     if scores["inception_score"]:
         found.append((f"{scores['inception_score']['title']}, {n}", f"{scores['inception_score']['value']:.3f}"))
     if scores["agreement"] is not None:
-        found.append((f"agreement with the labels, {n}", f"{100 * scores['agreement']:.1f} %"))
+        found.append((f"agreement with the labels ({by}), {n}", f"{100 * scores['agreement']:.1f} %"))
     found.append(("reference", f"{scores['reference']} ({scores['reference_n']:,} pictures)"))
     if caution(scores["n"]):
         found.append(("note", caution(scores["n"])))
