@@ -204,9 +204,10 @@ def evaluate(args: Sequence[str]) -> None:
 
 
 def models(args: Sequence[str]) -> None:
-    """list the models of the zoo"""
+    """list the models and classifiers of the zoo"""
     if args and args[0] not in ("-h", "--help"):
         raise ValueError(f"sfumato models takes no arguments; got {' '.join(args)}")
+    from sfumato.classifier import classifiers, load_classifier
     from sfumato.model import load, zoo
 
     rows = []
@@ -221,6 +222,14 @@ def models(args: Sequence[str]) -> None:
             (name, f"{config.kind} {config.shape}", f"{size:.2f} MiB", told, first_line(config.data.get("source")))
         )
     show("models in the zoo", rows, ("name", "makes", "size", "measured", "data"))
+    rows = []
+    for name, folder in classifiers().items():
+        about = load_classifier(name).config
+        size = (folder / "model.safetensors").stat().st_size / 2**20
+        kind = "clean" if about.schedule is None else "noise-aware"
+        told = f"{100 * about.training['scores']['accuracy']:.2f} % right"
+        rows.append((name, f"{kind} {about.shape}", f"{size:.2f} MiB", told, first_line(about.data.get("source"))))
+    show("classifiers in the zoo", rows, ("name", "sees", "size", "measured", "data"))
 
 
 def reproduce(args: Sequence[str]) -> None:

@@ -109,6 +109,8 @@ class ModelConfig:
     @classmethod
     def read(cls, document: Mapping[str, Any], where: str) -> ModelConfig:
         """From config.json; ValueError names what is missing or foreign."""
+        if str(document.get("format")).startswith("sfumato classifier"):
+            raise ValueError(f"{where} is of a classifier, a denoiser is wanted; classifier.load_classifier reads it")
         given = {key: value for key, value in document.items() if key != "format"}
         known = {f.name for f in fields(cls)}
         optional = {"label_names", "sampling", "data", "training", "source"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sfumato.model import Model
+from sfumato.recipes import curve
 from sfumato.tasks.evaluate import table
 
 
@@ -33,4 +34,6 @@ def card(model: Model) -> str:
             f"n = {scores['reference']['n']} samples, seed {scores['sampling']['seed']}, "
             "`sfumato evaluate` measures it again.",
         ]
+    if scores and "curve" in scores:
+        lines += ["", *curve.lines(scores["curve"])]
     return "\n".join(lines) + "\n"

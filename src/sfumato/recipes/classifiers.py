@@ -26,7 +26,7 @@ NOISE_LEVELS = tuple(i / 10 for i in range(11))  # the times at which a noise-aw
 
 
 def mnist_classifier() -> ClassifierRun:
-    """28x28 digits, clean: the features of FD(mnist) and the judge of agreement; 4 minutes on 2 cores."""
+    """28x28 digits, clean: the features of FD(mnist) and the judge of agreement; 99.5 % right."""
     return ClassifierRun(
         data=Data("mnist"),
         network=UNetConfig(channels=24, patch=2, multipliers=(1, 2, 3), blocks=1, adaptive=False, groups=8),
@@ -39,7 +39,7 @@ def mnist_classifier() -> ClassifierRun:
 
 
 def mnist_noisy_classifier() -> ClassifierRun:
-    """28x28 digits under the noise of the recipe mnist, told its time: what classifier guidance steers by."""
+    """28x28 digits under the noise of the recipe mnist, told its time: for guidance; 8 minutes on one core."""
     return ClassifierRun(
         data=Data("mnist"),
         network=UNetConfig(channels=24, patch=2, multipliers=(1, 2, 3), blocks=1, groups=8),
@@ -52,7 +52,7 @@ def mnist_noisy_classifier() -> ClassifierRun:
 
 
 def cifar10_classifier() -> ClassifierRun:
-    """32x32 photographs of ten classes, clean: the features of FD(cifar10); 10 minutes on 2 cores."""
+    """32x32 photographs of ten classes, clean: the features of FD(cifar10); 71 %, 11 minutes on one core."""
     return ClassifierRun(
         data=Data("cifar10", flip=True),
         network=UNetConfig(
@@ -67,7 +67,7 @@ def cifar10_classifier() -> ClassifierRun:
 
 
 def emoji_classifier() -> ClassifierRun:
-    """32x32 emoji of nine groups, clean: the features of FD(emoji); 3 minutes on 2 cores."""
+    """32x32 emoji of nine groups, clean: the features of FD(emoji); 71 %, 4 minutes on one core."""
     return ClassifierRun(
         data=Data("emoji", size=32),
         network=UNetConfig(

@@ -22,7 +22,9 @@ import numpy as np
 from sfumato.checkpoints import native
 from sfumato.model import Model
 from sfumato.recipes.card import card
+from sfumato.recipes.curve import learning_curve
 from sfumato.tasks import evaluate, film, generate, write
+from sfumato.tasks.features import feature_network
 from sfumato.train import Run, Training, held_out_loss, train
 from sfumato.train.log import Log, read
 
@@ -33,8 +35,6 @@ Report = Callable[[int, float, float], None]  # (step, loss, images a second), a
 def fit(run: Run, out: Path, init: Model | None, command: str, say: Say, report: Report) -> Training:
     """Train, or go on with a training, to its last step; OUT/model is then the model."""
     if run.features:
-        from sfumato.tasks.features import feature_network
-
         feature_network(run.features)  # what the learning curve will need is a mistake now, not at the end
     training = Training(run, out, init, say)
     if training.step >= run.steps:
@@ -121,8 +121,6 @@ def finish(training: Training, command: str, n: int, say: Say) -> dict[str, Any]
     loss_curve(out / "log.jsonl", out / "loss.png")
     scores = evaluate(model, training.splits, n, say=say)
     if training.run.features:
-        from sfumato.recipes.curve import learning_curve
-
         say(f"the learning curve by {training.run.features}")
         scores["curve"] = learning_curve(training, say)
     native.write_json(out / "scores.json", scores)

@@ -33,9 +33,12 @@ def mnist() -> Run:
         loss=Loss(weighting="v", times="stratified"),
         optimiser=Optimiser(learning_rate=1.5e-3, warmup=200),
         sampling=Sampling(sampler="dpmpp-2m", steps=10, grid="logsnr"),
-        steps=5000,
+        steps=4800,
         batch=64,
         features="mnist",
+        save_every=400,
+        evaluate_every=1200,
+        sample_every=1200,
     )
 
 

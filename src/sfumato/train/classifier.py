@@ -124,7 +124,7 @@ class ClassifierTraining:
         self.step, self.seconds = 0, 0.0
         self.classifier()  # which knows what cannot be
         if resume:
-            state.check_same_run(self.out, run)  # type: ignore[arg-type]  # it asks for the document alone
+            state.check_same_run(self.out, run)  # it asks for the document alone
             self._resume()
 
     def classifier(self, **facts: Any) -> Classifier:

@@ -12,16 +12,22 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from sfumato.checkpoints import native
-from sfumato.train.run import Run
 
 KEPT = 2
 MAY_CHANGE = {"steps", "log_every", "save_every", "evaluate_every", "sample_every", "snapshots", "sampling", "features"}
+
+
+class Documented(Protocol):
+    """What says all its settings as JSON: a Run, a ClassifierRun."""
+
+    def document(self) -> dict[str, Any]: ...
+
 
 State = tuple[dict[str, Tensor], dict[str, Any]]
 
@@ -65,7 +71,7 @@ def save_snapshot(out: Path, step: int, tensors: Mapping[str, Tensor], lengths: 
     native.write_folder(out / "ema" / f"step-{step:08d}", "state", half, {"step": step, "lengths": list(lengths)})
 
 
-def check_same_run(out: Path, run: Run, write: bool = True) -> None:
+def check_same_run(out: Path, run: Documented, write: bool = True) -> None:
     """Write OUT/run.json, or compare it: a run that goes on from a checkpoint has the settings it began with."""
     path = out / "run.json"
     wanted = _flat(run.document())
