@@ -110,7 +110,7 @@ def test_classes_come_in_turn_or_by_name_or_number(model: Model) -> None:
         ({"n": 2, "sampler": "dddim"}, r"unknown sampler 'dddim'; did you mean 'ddim'"),
         ({"n": 2, "sampler": "ddim:etta=1"}, r"unknown option of sampler ddim 'etta'; did you mean 'eta'"),
         ({"n": 2, "grid": "trail"}, r"unknown grid 'trail'; did you mean 'trailing'"),
-        ({"n": 2, "guidance": float("nan")}, r"guidance nan came, allowed is a finite number"),
+        ({"n": 2, "guidance": float("nan")}, r"guidance: scale is a finite number; got nan"),
     ],
 )
 def test_mistakes_are_one_line(model: Model, asked: dict[str, Any], message: str) -> None:

@@ -159,7 +159,8 @@ class Model:
     def __init__(self, config: ModelConfig, net: nn.Module, card: str = "", precision: str = "float32"):
         if precision not in PRECISIONS:
             raise unknown("precision", precision, PRECISIONS)
-        self.config, self.card, self.net = config, card, net.eval().requires_grad_(False)
+        self.config, self.card, self.precision = config, card, precision
+        self.net = net.eval().requires_grad_(False)
         self.codec = codecs.from_spec(config.codec)
         self.denoiser = network_denoiser(config, net, PRECISIONS[precision](self.device))
 

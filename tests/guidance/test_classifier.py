@@ -25,7 +25,7 @@ from sfumato.guidance import (
     rescheduled_classifier,
     threshold,
 )
-from sfumato.guidance.classifier import Classifier
+from sfumato.guidance.classifier import Logits
 from sfumato.noise import PRIOR, RowNoise, normal
 from sfumato.samplers import SAMPLERS
 from sfumato.samplers.loop import named
@@ -48,7 +48,7 @@ def labelled() -> Labelled:
 class Counted:
     """A classifier that remembers how many rows each call had."""
 
-    def __init__(self, classifier: Classifier):
+    def __init__(self, classifier: Logits):
         self.classifier, self.rows = classifier, list[int]()
 
     def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ a user's choice of them, put together.
 from sfumato.guidance.apg import apg
 from sfumato.guidance.autoguide import autoguide
 from sfumato.guidance.cfg import cfg
-from sfumato.guidance.classifier import Classifier, classifier_eps, classifier_mean
+from sfumato.guidance.classifier import Logits, classifier_eps, classifier_mean
 from sfumato.guidance.clip import clip
 from sfumato.guidance.guide import MIXES, Guide
 from sfumato.guidance.guided import Guidance, Guided
@@ -22,10 +22,10 @@ from sfumato.guidance.threshold import threshold
 
 __all__ = [
     "MIXES",
-    "Classifier",
     "Guidance",
     "Guide",
     "Guided",
+    "Logits",
     "Rescheduled",
     "apg",
     "autoguide",

@@ -9,7 +9,7 @@ noisy x_t.  The paper has two ways, with a scale s on g:
 (1) is told to the sampler as `Prediction.tilt` = s g; only ancestral sampling has such a step, and for others it is
 refused.  (2) keeps x_t = alpha x0 + sigma eps, and serves every sampler.  s is cond["classifier"], (B,), one value a
 row; rows of s = 0 are not shown to the classifier, and where all are, nothing is asked.  At s = 1 both sample p(x | y),
-as the steps grow small, if model and classifier are exact.  At other s neither samples p(x) p(y|x)^s
+as the steps grow small, if model and classifier are exact.  At other s, but 0, neither samples p(x) p(y|x)^s
 (`testbed.guided` knows what they sample on Gaussians).
 
 Where alpha -> 0, g vanishes with it and (2) divides the one by the other.  Nearer to pure noise than
@@ -34,7 +34,7 @@ from sfumato.denoiser import Denoiser, Prediction
 from sfumato.gaussian import expand
 from sfumato.guidance.guided import Guidance, Guided, without
 
-Classifier = Callable[[Tensor, Tensor], Tensor]  # (x_t (B, ...), t (B,)) -> logits (B, K), differentiable in x_t
+Logits = Callable[[Tensor, Tensor], Tensor]  # (x_t (B, ...), t (B,)) -> logits (B, K), differentiable in x_t
 
 FARTHEST = 2 * math.log(1e-3)  # logsnr
 
@@ -45,7 +45,7 @@ def strength(query: Query) -> Tensor | None:
     return None if s is None or not bool((s != 0).any()) else s.to(query.x.device)
 
 
-def gradient(classifier: Classifier, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
+def gradient(classifier: Logits, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
     """grad_x log p(label | x) at x (B, ...) and t (B,), without a graph; label (B,), each one of the classes."""
     with torch.inference_mode(False), torch.enable_grad():
         at, t, label = x.detach().clone().requires_grad_(), t.detach().clone(), label.detach().clone()
@@ -61,7 +61,7 @@ def gradient(classifier: Classifier, x: Tensor, t: Tensor, label: Tensor) -> Ten
         return torch.autograd.grad(log_p.sum(), at)[0]
 
 
-def pull(classifier: Classifier, query: Query, s: Tensor, t: Tensor) -> Tensor:
+def pull(classifier: Logits, query: Query, s: Tensor, t: Tensor) -> Tensor:
     """s g at the query's x and these times t, (B, ...); 0 for rows of s = 0, which the classifier is not shown."""
     label = (query.cond or {}).get("label")
     if label is None:
@@ -72,7 +72,7 @@ def pull(classifier: Classifier, query: Query, s: Tensor, t: Tensor) -> Tensor:
     return expand(s, g) * g
 
 
-def classifier_mean(inner: Denoiser, classifier: Classifier) -> Guided:
+def classifier_mean(inner: Denoiser, classifier: Logits) -> Guided:
     """`inner` under Algorithm 1 (1): for ancestral sampling alone."""
 
     def expand(query: Query) -> Sequence[Query]:
@@ -93,7 +93,7 @@ def classifier_mean(inner: Denoiser, classifier: Classifier) -> Guided:
     return Guided(inner, Guidance(expand, combine))
 
 
-def classifier_eps(inner: Denoiser, classifier: Classifier) -> Guided:
+def classifier_eps(inner: Denoiser, classifier: Logits) -> Guided:
     """`inner` under Algorithm 2 (2): for every sampler."""
     schedule = inner.schedule
     last = schedule.path.time_of_logsnr(FARTHEST)

@@ -22,7 +22,7 @@ from sfumato.denoiser import Denoiser
 from sfumato.guidance.apg import apg
 from sfumato.guidance.autoguide import autoguide
 from sfumato.guidance.cfg import cfg
-from sfumato.guidance.classifier import Classifier, classifier_eps, classifier_mean
+from sfumato.guidance.classifier import Logits, classifier_eps, classifier_mean
 from sfumato.guidance.clip import clip
 from sfumato.guidance.guided import Guided
 from sfumato.guidance.rescale import rescale
@@ -31,7 +31,7 @@ from sfumato.options import call_with
 
 MIXES: dict[str, Callable[..., Guided]] = {"cfg": cfg, "rescale": rescale, "apg": apg}
 
-ALGORITHMS: dict[int, Callable[[Denoiser, Classifier], Guided]] = {1: classifier_mean, 2: classifier_eps}
+ALGORITHMS: dict[int, Callable[[Denoiser, Logits], Guided]] = {1: classifier_mean, 2: classifier_eps}
 
 
 def _number(what: str, given: float) -> None:
@@ -52,7 +52,7 @@ class Guide:
     """A row of MIXES, with options: cfg, rescale:phi=0.7, apg:eta=0,norm=15."""
     weak: Denoiser | None = None
     """A weaker model, which takes the place of the null."""
-    classifier: Classifier | None = None
+    classifier: Logits | None = None
     """(x_t, t) -> logits, on the model's own schedule."""
     classifier_scale: float = 1.0
     """s of classifier guidance; 0 is none."""

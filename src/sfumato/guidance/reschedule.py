@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sfumato.denoiser import Cond, Denoiser, Prediction, from_x0
 from sfumato.gaussian import expand
-from sfumato.guidance.classifier import Classifier
+from sfumato.guidance.classifier import Logits
 from sfumato.schedules import Schedule
 
 
@@ -37,7 +37,7 @@ class Rescheduled(Denoiser):
         return replace(p, eps=from_x0(self.schedule, x_t, t, p.x0).eps, tilt=tilt)
 
 
-def rescheduled_classifier(classifier: Classifier, trained: Schedule, schedule: Schedule) -> Classifier:
+def rescheduled_classifier(classifier: Logits, trained: Schedule, schedule: Schedule) -> Logits:
     """A classifier of noisy x_t, trained on one schedule, as one of another (1)."""
 
     def moved(x_t: Tensor, t: Tensor) -> Tensor:

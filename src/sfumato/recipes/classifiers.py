@@ -9,6 +9,7 @@ To resume, give the same command again.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -100,6 +101,8 @@ def fit_classifier(
 
     report(step, loss, images a second) is called after every step.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("a classifier is trained by one process; give the command without accelerate or torchrun")
     training = ClassifierTraining(run, out, say)
     log = Log(out, training.step)
     begun, before, first = time.perf_counter(), training.seconds, training.step

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sfumato.classifier import load_classifier
 from sfumato.denoiser import Denoiser
 from sfumato.guidance import Guide, Rescheduled, rescheduled_classifier
-from sfumato.guidance.classifier import Classifier
+from sfumato.guidance.classifier import Logits
 from sfumato.model import Model, load
 
 
@@ -25,8 +25,14 @@ def guide(
 
     weak: a zoo name, a model folder or a run, of like data.  classifier: a noise-aware one of the zoo, or a folder.
     """
+    w = model.config.sampling.guidance if scale is None else scale
+    if w == 1 and (weak, mix, interval) != (None, "cfg", (0.0, 1.0)):
+        raise ValueError(
+            "a weaker model, a mix and an interval say how the scale w of guidance acts, and w is 1, which is none; "
+            "give guidance other than 1, or leave them out"
+        )
     return Guide(
-        model.config.sampling.guidance if scale is None else scale,
+        w,
         *interval,
         mix=mix,
         weak=None if weak is None else _weaker(model, weak),
@@ -39,25 +45,35 @@ def guide(
 
 
 def _weaker(model: Model, name: str) -> Denoiser:
-    weak = load(name, device=str(model.device))
-    if (weak.config.shape, weak.config.conditions) != (model.config.shape, model.config.conditions):
+    weak = load(name, precision=model.precision, device=str(model.device))
+    for key in ("kind", "shape", "codec", "conditions", "label_names", "source"):
+        theirs, ours = getattr(weak.config, key), getattr(model.config, key)
+        if theirs != ours:
+            raise ValueError(f"the weaker model {name!r} has {key} {theirs}, the model {ours}; they must be alike")
+    if weak.config.schedule == model.config.schedule:
+        return weak.denoiser
+    for whose in (weak, model):
+        _check_gaussian(whose, "a weaker model of another schedule")
+    return Rescheduled(weak.denoiser, model.denoiser.schedule)
+
+
+def _check_gaussian(model: Model, what: str) -> None:
+    if not model.config.gaussian or model.config.conditions.span:
         raise ValueError(
-            f"the weaker model {name!r} makes {weak.config.shape} under {weak.config.conditions}, the model "
-            f"{model.config.shape} under {model.config.conditions}; they must be alike"
+            f"{what} goes with models that denoise plain Gaussian noise, and a model here is a bridge, of average "
+            "velocities, or of another forward process; leave it out"
         )
-    same = weak.config.schedule == model.config.schedule
-    return weak.denoiser if same else Rescheduled(weak.denoiser, model.denoiser.schedule)
 
 
-def _classifier(model: Model, name: str) -> Classifier:
+def _classifier(model: Model, name: str) -> Logits:
     found = load_classifier(name)
     if found.schedule is None:
         raise ValueError(f"classifier {name!r} knows clean pictures only; guidance asks a noise-aware one: mnist-noisy")
-    if (found.config.shape, found.config.classes) != (model.config.shape, model.config.conditions.classes):
-        raise ValueError(
-            f"classifier {name!r} sees {found.config.shape} of {found.config.classes} classes, the model makes "
-            f"{model.config.shape} of {model.config.conditions.classes}; they must be alike"
-        )
+    _check_gaussian(model, "guidance by a classifier")
+    for key in ("shape", "codec", "label_names"):
+        theirs, ours = getattr(found.config, key), getattr(model.config, key)
+        if theirs != ours:
+            raise ValueError(f"classifier {name!r} has {key} {theirs}, the model {ours}; they must be alike")
     found.net.to(model.device)
     if found.config.schedule == model.config.schedule:
         return found.logits

@@ -43,7 +43,7 @@ from sfumato.schedules import Schedule
 from sfumato.testbed.mixture import GaussianMixture
 from sfumato.testbed.moments import Moments
 
-Classifier = Callable[[Tensor, Tensor], Tensor]  # (x_t (B, D), t (B,)) -> logits (B, K)
+Logits = Callable[[Tensor, Tensor], Tensor]  # (x_t (B, D), t (B,)) -> logits (B, K)
 
 
 @final
@@ -93,7 +93,7 @@ class Labelled:
         """E[x_0 | x_t, y] for rows of label y, E[x_0 | x_t] for rows of none; x_t as `GaussianMixture.denoiser`'s."""
         return ByLabel([part.denoiser(schedule, shape) for part in self.parts], self.mixture.denoiser(schedule, shape))
 
-    def classifier(self, schedule: Schedule) -> Classifier:
+    def classifier(self, schedule: Schedule) -> Logits:
         """log p(x_t, y) for each y, whose softmax is p(y | x_t), (B, L)."""
         log_shares = self.shares.log()
 
@@ -104,7 +104,7 @@ class Labelled:
         return logits
 
 
-def gaussian_classifier(null: GaussianMixture, given: GaussianMixture, schedule: Schedule) -> Classifier:
+def gaussian_classifier(null: GaussianMixture, given: GaussianMixture, schedule: Schedule) -> Logits:
     """Two classes, of which p(x_0) = null (one Gaussian) and p(x_0 | y = 1) = given (one Gaussian, the narrower).
 
     p(y=1 | x_t) = P given(x_t)/null(x_t), with P as large as leaves it below 1; its log has an affine gradient.
