@@ -11,13 +11,14 @@ from sfumato.recipes import assumptions
 from sfumato.recipes.classifiers import CLASSIFIER_RECIPES, fit_classifier
 from sfumato.recipes.digits import digits
 from sfumato.recipes.fit import finish, fit, plan
-from sfumato.recipes.pictures import cifar10, emoji, fashion, mnist, pictures
+from sfumato.recipes.pictures import cifar10, emoji, fashion, mnist, mnist_weak, pictures
 from sfumato.recipes.small import signal, vector, volume
 from sfumato.train import Run
 
 RECIPES: dict[str, Callable[[], Run]] = {
     "digits": digits,
     "mnist": mnist,
+    "mnist-weak": mnist_weak,
     "fashion": fashion,
     "cifar10": cifar10,
     "emoji": emoji,
