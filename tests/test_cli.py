@@ -374,6 +374,8 @@ def test_evaluate_prints_and_writes_the_scores(
     assert f"sfumato evaluate {run} -n 30" in page
     assert "Score" in page
     assert "note: n = 30 is fewer than 50,000" in text
+    assert "Frechet" not in text
+    assert "note: no scores by features: --features efficientnet-lite0" in text
     assert "n must be a whole number" in refused(capsys, "evaluate", run, "-n", 0)
     assert "choose another --page" in refused(capsys, "evaluate", run, "--page", "scores.json")
 
@@ -396,16 +398,23 @@ def test_evaluate_takes_pictures_and_puts_them_side_by_side(
     assert Path("evaluations/b/index.html").is_file()
     line = refused(capsys, "evaluate", "a.npz", "--reference", "digits", "--guidance", 2)
     assert "guidance is for models, and only pictures came" in line
+    line = refused(capsys, "evaluate", run, "--reference", "a.npz")
+    assert "--reference a.npz is for scores by features, and there are none" in line
+    line = refused(capsys, "evaluate", "a.npz", "--compare", run, "--guidance", 2, "--mix", "nothing")
+    assert f"{run}: unknown guidance mix 'nothing'" in line
 
 
 @pytest.mark.slow
 def test_two_processes_evaluate_as_one(tmp_path: Path) -> None:
-    """Over gloo, as launchers set them up: the same pictures and scores; the second says and writes nothing."""
+    """Over gloo, as launchers set them up, side by side with another subject: the same pictures and scores; the second
+    says and writes nothing."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     together = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo", "WORLD_SIZE": "2"}
-    line = ["evaluate", str(trained()), "-n", "21", "--ode", "0", "--by-steps", "3", "--guidance", "1.5", "--page"]
+    names = [str(trained()), str(trained() / "model")]
+    line = ["evaluate", names[0], "-n", "21", "--ode", "0", "--by-steps", "3", "--guidance", "1.5"]
+    line += ["--compare", names[1], "--page"]
     processes = []
     for name, more in (("one", {}), ("two", {**together, "RANK": "0"}), ("none", {**together, "RANK": "1"})):
         mine = {**ENV, **more, "LOCAL_RANK": more.get("RANK", "-1")}
@@ -417,12 +426,15 @@ def test_two_processes_evaluate_as_one(tmp_path: Path) -> None:
     assert [process.returncode for process in processes] == [0, 0, 0], outputs
     assert not outputs[2][0]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
-    one, two = (json.loads((tmp_path / name / "scores.json").read_text()) for name in ("one", "two"))
-    assert (one["how"]["processes"], two["how"]["processes"]) == (1, 2)
-    assert [point["value"] for point in one["by_steps"]["points"]] == [p["value"] for p in two["by_steps"]["points"]]
-    for a, b in zip(one["records"], two["records"], strict=True):
-        if a["name"] != "milliseconds a sample":
-            assert (a["name"], a["value"], a["n"]) == (b["name"], b["value"], b["n"])
+    for subject in names:
+        one, two = (
+            json.loads((tmp_path / name / "scores.json").read_text())["compared"][subject] for name in ("one", "two")
+        )
+        assert (one["how"]["processes"], two["how"]["processes"]) == (1, 2)
+        assert [p["value"] for p in one["by_steps"]["points"]] == [p["value"] for p in two["by_steps"]["points"]]
+        for a, b in zip(one["records"], two["records"], strict=True):
+            if a["name"] != "milliseconds a sample":
+                assert (a["name"], a["value"], a["n"]) == (b["name"], b["value"], b["n"])
     pictures = [re.findall(r"data:image/png;base64,[^\"]+", (tmp_path / name / "index.html").read_text())
                 for name in ("one", "two")]  # fmt: skip
     assert pictures[0] == pictures[1]

@@ -65,7 +65,7 @@ def test_mnist_keeps_its_promises() -> None:
     samples = generate(model, 1000)
     hook.remove()
     assert sum(asked) == 10 * 1000
-    test = scores.reference(scores.pictures_of(splits.held_out, 10_000), "test split", network)
+    test = scores.reference(scores.pictures_of(splits.held_out, 10_000, splits.info.levels), "test split", network)
     (real, labels), *_ = scores.real_pictures(splits.train, splits.info, 1000)
     found = scores.score(samples.images(), test, network, samples.labels)
     floor = scores.floor(real, test, network, labels)

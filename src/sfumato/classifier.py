@@ -183,15 +183,18 @@ def _known() -> str:
     return f"{', '.join(classifiers()) or 'none that ship'}, or a folder that `sfumato train NAME-classifier` wrote"
 
 
-def _find(name: str | Path) -> Path:
-    """The folder that a shipped name, a classifier's folder or a run of its training means."""
+def find(name: str | Path) -> Path:
+    """The folder that a shipped name, a classifier's folder or a run of its training means.
+
+    A shipped name is always the shipped one; a folder that bears it is given as ./NAME.
+    """
+    if str(name) in classifiers():
+        return classifiers()[str(name)]
     path = Path(name)
     if (path / "model" / "config.json").exists():
         return path / "model"
     if path.exists() or len(path.parts) > 1:
         return path
-    if str(name) in classifiers():
-        return classifiers()[str(name)]
     raise ValueError(f"{unknown('classifier', str(name), classifiers())}; or give a classifier's folder")
 
 
@@ -200,7 +203,7 @@ def load_classifier(name: str | Path, device: str | None = None) -> Classifier:
 
     device: where it runs; a GPU if there is one.
     """
-    folder = _find(name)
+    folder = find(name)
     tensors, document, card = native.read_model(folder)
     where = str(folder / "config.json")
     config = ClassifierConfig.read(document, where)

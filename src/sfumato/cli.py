@@ -14,7 +14,6 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -177,10 +176,22 @@ def evaluate(args: Sequence[str]) -> None:
 
     from sfumato.checkpoints import native
     from sfumato.tasks import examine, page
+    from sfumato.tasks.asked import Asked
     from sfumato.tasks.generate import launched
 
-    said = {field.name: getattr(given, field.name) for field in fields(examine.Asked)}
-    asked = examine.Asked(**{**said, "guide": None if given.guide == GuideArguments() else given.guide.guide})
+    asked = Asked(
+        n=given.n,
+        seed=given.seed,
+        sampler=given.sampler,
+        steps=given.steps,
+        guide=None if given.guide == GuideArguments() else given.guide.guide,
+        ode=given.ode,
+        ema=given.ema,
+        reference=given.reference,
+        features=given.features,
+        weights=given.weights,
+        by_steps=given.by_steps,
+    )
     names, share = [name, *given.compare], launched()
     where = given.page or page.folder_of(names)
     try:

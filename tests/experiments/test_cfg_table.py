@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,14 @@ from sfumato import grids
 from sfumato.experiments import cfg_table, tradeoff
 from sfumato.experiments.cfg_table import CURVES, W_SEEDS, Size
 from sfumato.experiments.published import CFG
-from sfumato.experiments.report import Report, Request, write
+from sfumato.experiments.report import Report, Request, digest, write
 from sfumato.experiments.sampled import bench
 from sfumato.experiments.tradeoff import VALUES, Point, Real, at, course, of
+from sfumato.guidance.guide import Guide
 from sfumato.metrics.features import FeatureNetwork, Seen
 from sfumato.model import load
+
+from .conftest import tiny
 
 STEPS, N = 6, 20
 
@@ -29,13 +33,15 @@ def look(images: np.ndarray) -> Seen:
     return Seen(x, logits - np.log(np.exp(logits).sum(1, keepdims=True)))
 
 
-STUB = FeatureNetwork("stub", "FD(stub)", look, classes=10)
+STUB = FeatureNetwork("stub", "FD(stub)", look, tuple("0123456789"))
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cfg_table, "QUICK", Size(N, STEPS))
-    monkeypatch.setattr(cfg_table, "CURVES", {**dict.fromkeys(CURVES, (3.0,)), "cfg": (0.0, 3.0)})
+    scales = {**dict.fromkeys(CURVES, (3.0,)), "cfg": (0.0, 3.0)}
+    few = {name: replace(curve, scales=scales[name]) for name, curve in CURVES.items()}
+    monkeypatch.setattr(cfg_table, "CURVES", few)
     monkeypatch.setattr(cfg_table, "bench", lambda request: bench(request, STUB))
     monkeypatch.setattr(cfg_table, "weaker", lambda request: load(request.model))
 
@@ -70,7 +76,7 @@ def test_scale_0_is_the_plain_model_and_calls_are_counted(
         guided = {"interval": inside}.get(p.curve, STEPS) if p.scale else 0
         assert p["evaluations"] == STEPS + guided, (p.curve, p.scale)
     assert [(p.curve, p.scale) for p in points] == [
-        (curve, w) for curve, scales in cfg_table.CURVES.items() for w in scales
+        (name, w) for name, curve in cfg_table.CURVES.items() for w in curve.scales
     ]
     # a model guided by itself is itself
     strong = at(points, "autoguidance", 3.0).images.astype(int)
@@ -96,10 +102,44 @@ def test_without_a_weaker_model_the_curve_is_left_out_and_said(
     request_of: Callable[..., Request], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cfg_table, "weaker", lambda request: None)
-    monkeypatch.setattr(cfg_table, "CURVES", {"cfg": (0.0, 3.0), "autoguidance": (3.0,)})
+    monkeypatch.setattr(cfg_table, "CURVES", {name: cfg_table.CURVES[name] for name in ("cfg", "autoguidance")})
     report, points = points_of(request_of("cfg-table"), monkeypatch)
     assert {p.curve for p in points} == {"cfg"}
     assert "left out" in " ".join(report.basis)
+
+
+def test_the_curves_are_guided_as_they_say(saved: Callable[[int], str]) -> None:
+    weak = load(saved(1))
+    given = cfg_table.With(0.2, 0.8, weak)
+    found = {name: curve.guide(3.0, given) for name, curve in CURVES.items()}
+    assert found["cfg"] == Guide(3.0)
+    assert found["interval"] == Guide(3.0, low=0.2, high=0.8)
+    assert found["autoguidance"] == Guide(3.0, weak=weak.denoiser, told={"weak": digest(weak)})
+    assert (found["rescale"], found["apg"]) == (Guide(3.0, mix="rescale"), Guide(3.0, mix="apg"))
+
+
+@pytest.mark.slow
+def test_the_weaker_model_of_the_zoo_guides(
+    request_of: Callable[..., Request], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by its name, loaded, told of, counted; another network than the model's own."""
+    request = request_of("cfg-table")
+    tiny(1).save(f"{request.model}-weak")
+    monkeypatch.setattr(cfg_table, "zoo", lambda: {f"{request.model}-weak": Path(f"{request.model}-weak")})
+    monkeypatch.setattr(cfg_table, "QUICK", Size(N, STEPS))
+    curves = {name: replace(CURVES[name], scales=(3.0,)) for name in ("cfg", "autoguidance")}
+    monkeypatch.setattr(cfg_table, "CURVES", {**curves, "cfg": replace(curves["cfg"], scales=(0.0, 3.0))})
+    monkeypatch.setattr(cfg_table, "bench", lambda request: bench(request, STUB))
+    monkeypatch.setattr(cfg_table, "W_SEEDS", (0.0, 3.0))
+    report, points = points_of(request, monkeypatch)
+    model, weak = load(request.model), tiny(1)
+    by = Guide(4.0, weak=weak.denoiser)
+    wanted = model.sample(N, sampler=cfg_table.SAMPLER, steps=STEPS, seed=request.seed, guidance=by)
+    found = at(points, "autoguidance", 3.0)
+    assert np.array_equal(found.images, (wanted[:10].float() * (255 / 16)).round().byte().permute(0, 2, 3, 1).numpy())
+    assert not np.array_equal(found.images, at(points, "cfg", 0.0).images)
+    assert found["evaluations"] == 2 * STEPS
+    assert f"weights sha256 `{digest(weak)}`" in " ".join(report.basis)
 
 
 def test_a_model_of_no_zoo_has_no_weaker_one(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def classifier_of(model: Model) -> Classifier:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     arms = {curve: replace(arm, scales=FEW) for curve, arm in ARMS.items()}
-    network = FeatureNetwork("stub", "FD(stub)", look, classes=10)
+    network = FeatureNetwork("stub", "FD(stub)", look, tuple("0123456789"))
     monkeypatch.setattr(classifier_guidance, "ARMS", arms)
     monkeypatch.setattr(classifier_guidance, "SCALES", FEW[:2])  # of the Gaussians
     monkeypatch.setattr(classifier_guidance, "QUICK", Size(N, STEPS, STEPS, STEPS))

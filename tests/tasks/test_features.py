@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from sfumato.classifier import Classifier, ClassifierConfig, build_classifier
+from sfumato.classifier import Classifier, ClassifierConfig, build_classifier, classifiers
 from sfumato.tasks.features import NETWORKS, feature_network
 
 
@@ -27,10 +29,20 @@ def test_a_folder_of_a_classifier(folder: Path) -> None:
     network = feature_network(folder)
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), dtype=np.uint8)
     seen = network.look(images)
-    assert (network.name, network.title, network.classes) == (str(folder), f"FD({folder})", 3)
+    assert (network.name, network.title, network.label_names) == (str(folder), f"FD({folder})", ("a", "b", "c"))
+    assert network.weights == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:16]
     assert seen.features.shape[0] == 5
     assert seen.features.std() > 0
     np.testing.assert_allclose(np.exp(seen.log_probs).sum(1), 1, rtol=1e-5)
+
+
+def test_a_name_of_the_zoo_is_the_zoos_whatever_lies_here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(folder, folder.parent / "mnist")
+    shipped = hashlib.sha256((classifiers()["mnist"] / "model.safetensors").read_bytes()).hexdigest()[:16]
+    monkeypatch.chdir(folder.parent)
+    assert feature_network("mnist").weights == shipped
+    assert len(feature_network("mnist").label_names) == 10
+    assert feature_network("./mnist").weights == feature_network(folder).weights != shipped
 
 
 def test_the_table_names_its_networks() -> None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ from PIL import Image
 
 from sfumato.metrics import FeatureNetwork, Seen
 from sfumato.tasks import page, plots
-from sfumato.tasks.examine import Asked, Evaluation, examine
+from sfumato.tasks.asked import Asked
+from sfumato.tasks.examine import Evaluation, chosen, examine
 from sfumato.tasks.records import best, cautions, side_by_side
 from sfumato.tasks.subjects import Against, Lens, Pictures
 
@@ -76,7 +78,7 @@ def look(images: np.ndarray) -> Seen:
     return Seen(np.stack([x[:, k::6].mean(1) for k in range(6)], 1).astype(np.float32), log_probs.astype(np.float32))
 
 
-NETWORK = FeatureNetwork("stub", "FD(stub)", look, 3)
+NETWORK = FeatureNetwork("stub", "FD(stub)", look, NAMES)
 
 
 def drawn(n: int, seed: int, top: int = 256) -> np.ndarray:
@@ -87,18 +89,20 @@ def drawn(n: int, seed: int, top: int = 256) -> np.ndarray:
 def held() -> Against:
     train = drawn(80, 1)
     labels = np.arange(80) % 3
-    return Against("a test part", drawn(60, 2), lambda n: train[:n], "training", drawn(30, 3), train, labels, NAMES, "")
+    reference, held_out = drawn(60, 2), drawn(30, 3)
+    return Against("a test part", reference, lambda n: (train[:n], None), "training", held_out, train, labels, NAMES)
 
 
 @cache
-def evaluated(name: str, n: int = 40, top: int = 256, labelled: bool = True) -> Evaluation:
+def evaluated(name: str, n: int = 40, top: int = 256, labelled: bool = True, real: int = 80) -> Evaluation:
     images = drawn(50, 9, top)
     images[3] = held().train[7]  # type: ignore[index]  # a copy
     labels = np.arange(50) % 3 if labelled else None
     pictures = Pictures(name, images, labels, NAMES if labelled else (), {"sampler": "ddim", "steps": 7, "seed": 1})
-    found = examine(name, pictures, Asked(n=n), held(), Lens(NETWORK, held()))
-    assert found is not None
-    return found
+    train, asked = held().train, Asked(n=n)
+    assert train is not None
+    against = replace(held(), real=lambda n: (train[: min(n, real)], None))
+    return examine(name, pictures, chosen(pictures, asked, against), asked, against, Lens(NETWORK, against))
 
 
 def test_a_page_is_whole_and_needs_nothing_else() -> None:
@@ -173,20 +177,77 @@ def test_side_by_side_marks_the_best_and_says_what_is_not_alike(tmp_path: Path) 
 
 
 def test_best_needs_two_that_differ() -> None:
-    lower = {"better": "lower", "value": 1.0}
+    lower = {"better": "lower", "value": 1.0, "error": None}
     assert best([lower, None]) is None
     assert best([lower, {**lower, "value": 2.0}, None]) == 0
     assert best([{**lower, "better": "higher"}, {**lower, "better": "higher", "value": 2.0}]) == 1
     assert best([lower, lower]) is None
     assert best([{**lower, "better": None}, {**lower, "better": None, "value": 2.0}]) is None
+    assert best([{**lower, "value": float("nan")}, lower]) is None
+
+
+def test_best_leads_by_more_than_the_error() -> None:
+    """Two standard errors of the difference, to each of the others: 0.05 beside 0.12 is 0.13, twice."""
+
+    def kernel(*values: tuple[float, float]) -> list[dict[str, object]]:
+        return [{"better": "lower", "value": value, "error": error} for value, error in values]
+
+    assert best(kernel((-0.02, 0.05), (0.2, 0.12))) is None  # an estimate below 0 is none that wins
+    assert best(kernel((-0.02, 0.05), (0.25, 0.12))) == 0
+    assert best(kernel((0.25, 0.12), (-0.02, 0.05))) == 1
+    assert best(kernel((0.0, 0.01), (0.1, 0.01), (0.2, 0.2))) is None  # the third may be better
+    assert best(kernel((0.0, 0.01), (0.1, 0.01), (0.2, 0.05))) == 0
+
+
+def test_density_and_coverage_are_best_near_the_real() -> None:
+    rows = {row["name"]: row for row in evaluated("a").scores["records"]}
+    assert [rows[f"{name} (stub)"]["better"] for name in ("precision", "recall", "density", "coverage")] == [
+        *("higher", "higher", None, None)
+    ]
+    assert "near the real" in page.html([evaluated("a")])
+
+
+def how(**changes: Any) -> dict[str, Any]:
+    names = ("n", "reference", "sampler", "steps", "grid", "seed", "guidance", "features", "real_n")
+    return {**dict.fromkeys(names, 60_000), "subject": "a", **changes}
 
 
 def test_cautions() -> None:
-    how = dict.fromkeys(("n", "reference", "sampler", "steps", "grid", "seed", "guidance", "features"), 60_000)
-    assert cautions([{**how, "subject": "a"}, {**how, "subject": "b"}]) == []
-    (said,) = cautions([{**how, "subject": "a"}, {**how, "subject": "b", "guidance": {"scale": 2.0}}])
+    assert cautions([how(), how(subject="b")]) == []
+    (said,) = cautions([how(), how(subject="b", guidance={"scale": 2.0})])
     assert said.startswith("guidance is not the same for all (a: 60,000, b: scale 2)")
-    assert cautions([{**how, "subject": "a", "n": 10}])[0].startswith("n = 10 is fewer than 50,000")
+    (said,) = cautions([how(n=10, real_n=10)])
+    assert said.startswith("n = 10 is fewer than 50,000")
+    assert "Frechet" in said
+    (said,) = cautions([how(n=10, real_n=None, features=None)])  # where nothing was measured by features
+    assert said.startswith("n = 10 is fewer than 50,000")
+    assert "Frechet" not in said
+    assert cautions([how(real_n=None)]) == []
+    (said,) = cautions([how(real_n=359)])
+    assert said.startswith("the real data beside a are 359 pictures, all there are, and its samples 60,000")
+
+
+def test_fewer_real_pictures_are_said_beside_their_score() -> None:
+    few = evaluated("a", real=17)
+    row = next(row for row in few.scores["records"] if row["name"] == "FD(stub)")
+    assert row["real_n"] == 17
+    text = page.html([few])
+    assert f"{row['real']:.4g} (n = 17)" in text
+    assert any("beside a are 17 pictures" in note for note in page.printed([few]).notes)
+    assert "(n = " not in page.html([evaluated("a")])
+    assert not page.printed([evaluated("a")]).notes  # the caution stands in the table
+
+
+def test_that_nothing_was_measured_by_features_is_said() -> None:
+    found = evaluated("a")
+    bare = {key: value for key, value in found.scores.items() if key != "by_features"}
+    bare["how"] = {**bare["how"], "features": None, "real_n": None}
+    none = replace(found, scores=bare)
+    assert any("no scores by features: --features efficientnet-lite0" in note for note in page.printed([none]).notes)
+    assert "no scores by features" in page.html([none])
+    assert "no scores by features" not in page.html([found])
+    vectors = replace(none, samples=replace(found.samples, kind="vector"))
+    assert not any("features" in note for note in page.printed([vectors]).notes)
 
 
 def test_unlabelled_and_other_kinds_have_pages() -> None:
@@ -245,7 +306,8 @@ def test_lines_stand_where_their_values_are() -> None:
     """Read back from the SVG: y is linear between two ticks, and x is linear or logarithmic."""
     points = [(5, 4.0), (10, 2.0), (50, 1.0), (100, float("nan"))]
     for log_x in (True, False):
-        text = plots.lines({"a": points, "real data": [(5, 0.5), (100, 0.5)]}, "x", "y", "told", log_x=log_x)
+        real = {"real data": [(5, 0.5), (100, 0.5)]}
+        text = plots.lines({"a": points}, "x", "y", "told", real=real, log_x=log_x)
         Checker(text)
         path = re.search(r'class="line c0" d="M([^"h]+)"', text)
         assert path is not None
@@ -261,12 +323,36 @@ def test_lines_stand_where_their_values_are() -> None:
         assert 'class="line real"' in text
 
 
+def test_what_is_real_is_told_and_not_read_from_a_name() -> None:
+    """A subject may be called what it likes: it has its own colour, and hides no real data."""
+    text = plots.lines({"real data": [(5, 4.0), (9, 3.0)]}, "x", "y", "told", real={"real data": [(5, 1.0), (9, 1.0)]})
+    assert len(re.findall('class="line c0"', text)) == 2  # the line, and its piece in the key
+    assert len(re.findall('class="line real"', text)) == 2
+    text = plots.bars({"recall": {"real pictures": 0.4, "b": 0.3}}, "told", {"recall": 0.9}, "real pictures")
+    assert re.findall(r'class="bar (\w+)"', text) == ["c0", "c1", "real"]
+    assert [value for value in ("0.400", "0.300", "0.900") if value in text] == ["0.400", "0.300", "0.900"]
+    text = plots.histogram({"really": np.arange(4.0)}, "x", "told", {"rows": np.arange(4.0)})
+    assert {"line c0", "line real"} <= set(re.findall(r'class="(line \w+)"', text))
+
+
+def test_a_subject_named_as_the_real_data_is_drawn_beside_them() -> None:
+    points = [{"steps": 5, "value": 4.0}, {"steps": 9, "value": 3.0}]
+    by_steps = {"score": "FD", "n": 40, "reference": "r", "real": 1.0, "real_n": 17, "points": points}
+    found = evaluated("a")
+    named = [replace(found, name=name, scores={**found.scores, "by_steps": by_steps}) for name in ("real data", "b")]
+    text = page.html(named)
+    plot = text[text.index("FD by number of steps") :].partition("</svg>")[0]
+    assert [len(re.findall(f'class="line {colour}"', plot)) for colour in ("c0", "c1", "real")] == [2, 2, 2]
+    assert "real data, n = 17" in plot
+
+
 def test_degenerate_plots_are_drawn() -> None:
     for text in (
         plots.lines({"a": [(5, 1.0)]}, "x", "y", "one point", log_x=True),
         plots.lines({"a": [(5, float("nan"))]}, "x", "y", "nothing finite"),
-        plots.histogram({"a": np.zeros(4), "b": np.zeros(0)}, "x", "all alike"),
-        plots.bars({"precision": {"a": float("nan"), "real": 0.3}}, "nan"),
+        plots.histogram({"a": np.zeros(4)}, "x", "all alike", {"b": np.zeros(0)}),
+        plots.bars({"precision": {"a": float("nan")}}, "nan", {"precision": 0.3}, "real"),
+        plots.bars({"precision": {"a": 0.5}}, "nothing real", {}, "real"),
     ):
         Checker(text)
         assert not re.search(r'(?:d|x|y|width|cx|cy)="[^"]*(nan|inf)', text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ def look(images: np.ndarray) -> Seen:
     return Seen(features.astype(np.float32), log_probs.astype(np.float32))
 
 
-STUB = FeatureNetwork("stub", "FD(stub)", look, classes=3)
+STUB = FeatureNetwork("stub", "FD(stub)", look, ("a", "b", "c"), "sha")
 IMAGENET = FeatureNetwork("other", "FD(other)", look)  # with classes, and not the data's
 BLIND = FeatureNetwork("blind", "FD(blind)", lambda images: Seen(look(images).features, None))
 
@@ -72,6 +73,7 @@ def test_every_score_is_its_metrics_own(monkeypatch: pytest.MonkeyPatch) -> None
         "reference": "test split, 70 rows",
         "reference_n": 70,
         "features": "stub",
+        "weights": "sha",
     }
 
 
@@ -112,7 +114,9 @@ def test_fewer_than_fifty_thousand_is_said() -> None:
     found = score(pictures(50, 0), known, STUB, np.zeros(50, int), say=said.append)
     assert said[0].startswith(f"FD(stub) {found['frechet']:.4g}, n = 50, against test split, 70 rows (n = 50 is fewer")
     lines = dict(table(found))
-    assert {"FD(stub), n = 50", "classifier score (stub), n = 50", "agreement with the labels, n = 50"} <= set(lines)
+    assert {"FD(stub), n = 50", "classifier score (stub), n = 50", "agreement with the labels (stub), n = 50"} <= set(
+        lines
+    )
     assert lines["note"] == caution(50)
     assert not any("FID" in "".join(line) for line in lines.items())
     assert "note" not in dict(table({**found, "n": SMALL}))
@@ -139,13 +143,39 @@ def test_pictures_of_digits_are_spread_over_all_of_uint8() -> None:
     every = splits.train.take(np.arange(40) * len(splits.train) // 40)["x"].numpy().astype(float)
     assert np.array_equal(images, np.rint(every.transpose(0, 2, 3, 1) * 255 / 16).astype(np.uint8))
     assert len(pictures_of(splits.train, len(splits.train), 17)) == len(splits.train)
-    with pytest.raises(ValueError, match=r"values reach 16 and levels is 256; give .* splits\.info\.levels"):
-        pictures_of(splits.train, 40)
+    with pytest.raises(ValueError, match=r"values reach 16 and levels is 16; give .* splits\.info\.levels"):
+        pictures_of(splits.train, 40, 16)
     assert np.array_equal(
         pictures_of(splits.held_out, 9999, 17), pictures_of(splits.held_out, len(splits.held_out), 17)
     )
     with pytest.raises(ValueError, match="0 pictures were asked for"):
         pictures_of(splits.held_out, 0, 17)
+
+
+def test_dark_pictures_are_pictures(tmp_path: Path) -> None:
+    dark = np.random.default_rng(0).integers(0, 20, (12, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "dark.npz", train_images=dark[:6], test_images=dark[6:])
+    splits = data.load(data.Data("file", path=str(tmp_path / "dark.npz")))
+    assert np.array_equal(pictures_of(splits.train, 6, splits.info.levels)[..., 0], dark[:6])
+
+
+def test_of_fifty_thousand_the_classifier_score_is_of_ten_parts_with_all_classes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Labels come in turn, as `generate` asks for them."""
+    monkeypatch.setattr(scores, "SMALL", 1000)
+    images = np.zeros((1000, 5, 4, 1), dtype=np.uint8)
+    images[np.arange(1000), np.arange(1000) % 5] = np.random.default_rng(0).integers(200, 256, (1000, 1, 1))
+
+    def sure(x: np.ndarray) -> Seen:
+        rows = x[..., 0].mean(2)
+        log_probs = np.where(rows == rows.max(1, keepdims=True), 0.0, -np.inf)
+        return Seen(rows.astype(np.float32), log_probs.astype(np.float32))
+
+    network = FeatureNetwork("rows", "FD(rows)", sure)
+    found = score(images, reference(pictures(70, 1), "r", network), network)["inception_score"]
+    assert found["splits"] == 10
+    assert found["value"] == pytest.approx(5, rel=0.05)  # one part a class would have 1
 
 
 def test_rows_that_are_no_pictures_are_refused() -> None:

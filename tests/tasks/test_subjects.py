@@ -14,7 +14,7 @@ from sfumato import data
 from sfumato.data import Data
 from sfumato.model import Model
 from sfumato.tasks import Samples, write
-from sfumato.tasks.subjects import Pictures, against, alike, labels_as, read_pictures, subject
+from sfumato.tasks.subjects import Pictures, against, alike, evenly, labels_as, read_pictures, subject
 
 from ..tiny import random_model
 
@@ -134,8 +134,11 @@ def test_references(tmp_path: Path) -> None:
         assert found.name == f"{part} split of digits, {len(every[part]):,} rows"
         assert np.array_equal(found.images, np.rint(every[part] * (255 / 16)).astype(np.uint8).transpose(0, 2, 3, 1))
         assert found.real is not None
-        assert len(found.real(50)) == 50
-        assert len(found.real(10**6)) == len(every[other])
+        real, labels = found.real(50)
+        assert len(real) == 50
+        assert labels is not None
+        assert np.bincount(labels).tolist() == [5] * 10
+        assert len(found.real(10**6)[0]) == len(every[other])
         assert found.real_name == its
         assert found.train is not None
         assert found.train_labels is not None
@@ -147,8 +150,8 @@ def test_references(tmp_path: Path) -> None:
     assert (alone.real, alone.train, alone.data) == (None, None, "")
     beside = against(str(tmp_path / "a.npz"), own)
     assert np.array_equal(beside.images, some())
-    assert beside.train is not None
-    assert beside.real_name == "training"
+    assert beside.train is not None  # of which samples may be copies, whatever they are held against
+    assert (beside.real, beside.real_name) == (None, "")  # another source, of which there is no other part
 
 
 @pytest.mark.parametrize(
@@ -188,4 +191,11 @@ def test_labels_are_matched_by_name() -> None:
     assert found is not None
     assert found.tolist() == [0, 1, 1]
     assert labels_as(labelled(tuple("abcd"), [0, 3]), names) is None
+    assert labels_as(labelled(("cat", "dog"), [0, 1]), names) is None  # other classes, though no more of them
+    assert labels_as(labelled(("0", "1", "2", "3"), [0, 3]), names) is None
     assert labels_as(Pictures("a", some(), None, (), {}), names) is None
+
+
+@pytest.mark.parametrize(("count", "most", "expected"), [(10, 5, [0, 2, 4, 6, 8]), (3, 5, [0, 1, 2]), (5, 2, [0, 2])])
+def test_rows_are_chosen_evenly(count: int, most: int, expected: list[int]) -> None:
+    assert evenly(count, most).tolist() == expected

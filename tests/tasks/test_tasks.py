@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +13,11 @@ from PIL import Image
 
 import sfumato
 from sfumato import data
-from sfumato.data import Info
-from sfumato.metrics import FeatureNetwork, HistogramBits, Seen
-from sfumato.nn import MLPConfig
+from sfumato.metrics import HistogramBits
 from sfumato.tasks import Samples, check_out, evaluate, film, generate, write
-from sfumato.tasks import scores as by_features
 from sfumato.tasks.evaluate import table
-from sfumato.tasks.examine import Asked, Evaluation, examine, examine_all, reference_of
 from sfumato.tasks.generate import Share, joined, launched
 from sfumato.tasks.pictures import FILMED, layout, sheet, tile
-from sfumato.tasks.subjects import Lens
 
 from ..tiny import random_model, trained
 
@@ -186,98 +180,3 @@ def test_a_process_makes_its_part(monkeypatch: pytest.MonkeyPatch) -> None:
     assert np.array_equal(seen[0].numpy(), whole.x[0::2])
     assert np.array_equal(seen[1].numpy(), whole.x[1::2])
     assert launched() == Share(0, 1)
-
-
-# examine: the model, its features and its steps -----------------------------------------------------------------------
-
-
-def stub(images: np.ndarray) -> Seen:
-    x = images.reshape(len(images), -1).astype(np.float32) / 255
-    return Seen(np.stack([x[:, k::5].mean(1) for k in range(5)], 1), None)
-
-
-@cache
-def examined() -> Evaluation:
-    asked = Asked(n=24, seed=5, ode=0, by_steps=(2, 7))
-    model = sfumato.load(trained())
-    held = reference_of(model, asked)
-    assert held is not None
-    found = examine("tiny", model, asked, held, Lens(FeatureNetwork("stub", "FD(stub)", stub), held))
-    assert found is not None
-    return found
-
-
-@pytest.mark.slow
-def test_every_score_is_stored_with_all_that_says_how_it_was_measured() -> None:
-    scores = json.loads(json.dumps(examined().scores))
-    names = [row["name"] for row in scores["records"]]
-    for wanted in ("bits/dim", "FD(stub)", "kernel", "precision", "recall", "density", "coverage", "label agreement"):
-        assert any(name.startswith(wanted) for name in names), wanted
-    for row in scores["records"]:
-        assert row.keys() == {
-            *("name", "value", "error", "real", "better", "n", "reference", "features", "seconds"),
-            *("sampler", "steps", "grid", "seed", "guidance", "ema", "sampling_seconds"),
-        }
-        assert row["n"] > 0
-        assert row["reference"]
-        assert (row["sampler"], row["steps"], row["seed"], row["guidance"]) == ("ddim", 4, 5, 1.0)
-        assert row["ema"] == 0.05
-        assert row["seconds"] >= 0
-        assert row["sampling_seconds"] > 0
-    fd = scores["records"][names.index("FD(stub)")]
-    assert (fd["n"], fd["features"], fd["reference"]) == (24, "stub", "test split of digits, 179 rows")
-    assert fd["value"] == scores["by_features"]["frechet"]
-    assert fd["real"] == scores["by_features"]["floor"]["frechet"]
-    assert scores["by_features"]["floor"]["n"] == 24
-    how = scores["how"]
-    assert (how["threads"], how["processes"], how["n"], how["features"]) == (torch.get_num_threads(), 1, 24, "stub")
-    assert how["sfumato"] == "0.1.0"
-
-
-@pytest.mark.slow
-def test_scores_by_features_and_by_steps_are_those_of_the_samples() -> None:
-    """The same as asked of `scores` directly, with samples made anew."""
-    found, model = examined(), sfumato.load(trained())
-    splits = data.load(model.config.trained_on)
-    network = FeatureNetwork("stub", "FD(stub)", stub)
-    held_out = by_features.pictures_of(splits.held_out, len(splits.held_out), 17)
-    seen = by_features.reference(held_out, "r", network)
-    for steps, n in ((4, 24), (2, 24), (7, 24)):
-        samples = generate(model, n, seed=5, steps=steps)
-        direct = by_features.score(samples.images(), seen, network)["frechet"]
-        points = {p["steps"]: p["value"] for p in found.scores["by_steps"]["points"]}
-        assert direct == pytest.approx(
-            found.scores["by_features"]["frechet"] if steps == 4 else points[steps], rel=1e-9
-        )
-    floor = by_features.floor(by_features.pictures_of(splits.train, 24, 17), seen, network)
-    assert found.scores["by_features"]["floor"]["frechet"] == pytest.approx(floor["frechet"])
-    assert found.scores["by_steps"]["real"] == pytest.approx(floor["frechet"])
-    words = dict(table(found.scores))
-    assert words["FD(stub), n = 24"] == f"{found.scores['by_features']['frechet']:.4g}"
-    assert "fewer than 50,000" in words["note"]
-    assert "  of 24 real training pictures" in words
-
-
-def test_what_cannot_be_asked_is_said_before_sampling(tmp_path: Path) -> None:
-    np.savez(tmp_path / "big.npz", images=np.zeros((20, 9, 9), np.uint8))
-    np.savez(tmp_path / "a.npz", images=np.zeros((20, 8, 8), np.uint8))
-    random_model(info=Info((2,), "vector", None), network=MLPConfig(width=16, depth=1)).save(tmp_path / "vectors")
-    run, a, big, vectors = str(trained()), *(str(tmp_path / name) for name in ("a.npz", "big.npz", "vectors"))
-    said: list[str] = []
-    for names, asked, expected in (
-        ([run], Asked(by_steps=(5, 21)), "steps must be a whole number from 1 to 20; got 21"),
-        ([run], Asked(weights="w.pt"), "--weights w.pt came without --features"),
-        ([run], Asked(features="nothing"), "features nothing are none of"),
-        ([run], Asked(reference="nothing"), "unknown reference 'nothing'"),
-        ([run], Asked(reference=big), "pictures of 8x8 came, and .* has 9x9"),
-        ([run, big], Asked(), "pictures of 9x9 came, and test split of digits, 179 rows has 8x8"),
-        ([run, run], Asked(), "each named once"),
-        ([run, vectors], Asked(), "makes vectors; only models of one kind can be compared"),
-        ([a], Asked(), "pictures do not say which data they are like"),
-        ([a], Asked(reference="digits", steps=5), "--steps is for models, and only pictures came"),
-        ([vectors], Asked(features="mnist"), "--features is for pictures, and this model makes vectors"),
-    ):
-        with pytest.raises(ValueError, match=expected) as told:
-            examine_all(names, asked, say=said.append)
-        assert "\n" not in str(told.value)
-    assert not said

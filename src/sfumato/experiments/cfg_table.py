@@ -24,7 +24,7 @@ S. Sadat et al., "Eliminating Oversaturation and Artifacts of High Guidance Scal
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -64,17 +64,44 @@ SAME = "The best scale is the published one within noise. "
 W_SEEDS = (0.0, 0.1, 0.3, 1.0, 2.0, 3.0)
 AGAIN = (0.3, 1.0, 3.0)  # where the other curves are measured
 STRONG = 3.0
-# how each curve is guided at w; an interval's ends are those of INTERVAL
-CURVES: dict[str, tuple[float, ...]] = {
-    "cfg": W_SEEDS,
-    "interval": AGAIN,
-    "autoguidance": AGAIN,
-    "rescale": (STRONG,),
-    "apg": (STRONG,),
-}
-STYLES = {"cfg": "o-", "interval": "s--", "autoguidance": "d-.", "rescale": "^", "apg": "v"}
 INTERVAL = (2.4, -3.4)  # logSNR where guidance ends and where it begins: sigma/alpha from 0.3 to 5.5
 COLUMNS = ("curve", "w_seed", "w", *VALUES, "published_fid", "published_is")
+
+
+@dataclass(frozen=True)
+class With:
+    """What guidance may need beside its scale: the ends of the interval in t, and the weaker model, if there is one."""
+
+    low: float
+    high: float
+    weak: Model | None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """How a curve is guided at w, the scales w_seed that it is measured at, and how it is drawn."""
+
+    guide: Callable[[float, With], Guide]
+    scales: tuple[float, ...]
+    style: str
+
+
+def _interval(w: float, given: With) -> Guide:
+    return Guide(w, low=given.low, high=given.high)
+
+
+def _autoguidance(w: float, given: With) -> Guide:
+    assert given.weak is not None
+    return Guide(w, weak=given.weak.denoiser, told={"weak": digest(given.weak)})
+
+
+CURVES: dict[str, Curve] = {
+    "cfg": Curve(lambda w, given: Guide(w), W_SEEDS, "o-"),
+    "interval": Curve(_interval, AGAIN, "s--"),
+    "autoguidance": Curve(_autoguidance, AGAIN, "d-."),
+    "rescale": Curve(lambda w, given: Guide(w, mix="rescale"), (STRONG,), "^"),
+    "apg": Curve(lambda w, given: Guide(w, mix="apg"), (STRONG,), "v"),
+}
 
 
 @dataclass(frozen=True)
@@ -93,12 +120,13 @@ def run(request: Request) -> Report:
     on = bench(request)
     _check(request, on)
     schedule, weak = on.model.denoiser.schedule, weaker(request)
+    given = With(*interval(schedule), weak)
     steps = min(size.steps, schedule.steps or size.steps)
     points = []
-    for curve, scales in CURVES.items():
-        for w_seed in scales if curve != "autoguidance" or weak else ():
-            setting = Setting(SAMPLER, steps, None, guide(curve, w_seed, interval(schedule), weak), size.samples)
-            points.append(point(curve, w_seed, measured(request, on, setting, f"{curve}-{w_seed:g}")))
+    for name, curve in CURVES.items():
+        for w_seed in curve.scales if name != "autoguidance" or weak else ():
+            setting = Setting(SAMPLER, steps, None, curve.guide(1 + w_seed, given), size.samples)
+            points.append(point(name, w_seed, measured(request, on, setting, f"{name}-{w_seed:g}")))
     real = real_of(on, size.samples)
     return Report(
         title="Classifier-free guidance by its scale",
@@ -128,17 +156,6 @@ def interval(schedule: Schedule) -> tuple[float, float]:
     """low and high in t of INTERVAL."""
     low, high = (float(schedule.time_of_logsnr(torch.tensor(logsnr))) for logsnr in INTERVAL)
     return low, high
-
-
-def guide(curve: str, w_seed: float, ends: tuple[float, float], weak: Model | None) -> Guide:
-    """The guidance of a curve at a scale; ends: the interval in t."""
-    w = 1 + w_seed
-    if curve == "interval":
-        return Guide(w, low=ends[0], high=ends[1])
-    if curve == "autoguidance":
-        assert weak is not None
-        return Guide(w, weak=weak.denoiser, told={"weak": digest(weak)})
-    return Guide(w, mix=curve)
 
 
 def limit(on: Bench) -> int | None:
@@ -172,18 +189,8 @@ def table(points: Sequence[Point], real: Real) -> list[list[Any]]:
 
 
 def heads(on: Bench) -> list[str]:
-    return [
-        "guidance",
-        "w_seed",
-        on.network.title,
-        on.network.classifier_title,
-        "precision",
-        "recall",
-        "agreement",
-        "evaluations",
-        "published FID",
-        "published IS",
-    ]
+    measured_here = [on.network.title, on.network.classifier_title, "precision", "recall", "agreement", "evaluations"]
+    return ["guidance", "w_seed", *measured_here, "published FID", "published IS"]
 
 
 def numbers(points: Sequence[Point], real: Real) -> list[list[str]]:
@@ -362,7 +369,8 @@ def _draw(points: Sequence[Point], real: Real, on: Bench) -> Figure:
     drawn = figures.figure(13, 8)
     axes = drawn.subplot_mosaic([["a", "b", "c"], ["d", "d", "e"]], height_ratios=(1, 1.1))
     y = certainty(points)
-    for curve, style in STYLES.items():
+    for curve in CURVES:
+        style = CURVES[curve].style
         if here := of(points, curve):
             trade_off(axes["a"], here, "frechet", y, curve, style)
             trade_off(axes["c"], here, "recall", "precision", curve, style)

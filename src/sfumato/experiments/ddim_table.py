@@ -40,16 +40,17 @@ from sfumato.experiments.published import (
 from sfumato.experiments.report import Report, Request
 from sfumato.experiments.sampled import (
     ERROR,
+    SETS,
     Bench,
     Setting,
     bench,
+    by_chance,
     errors,
     frechet,
     heat,
     how_many,
     in_codec_units,
     measured,
-    spread,
     standard_error,
 )
 from sfumato.model import Model
@@ -94,7 +95,6 @@ EXPLAINS = 0.2  # the part of a difference, in logarithms, that a cause must tak
 GRID = "quadratic"
 OTHER_GRID = "trailing"
 PAPER = ratios(DDIM_CELLS, "0")
-SETS = 5  # disjoint sets of real pictures, whose scores differ by chance alone
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ FULL = Size(1000, (10, 20, 50, 100), 1000, 200)
 class Table:
     """The measured cells: `whole` by (eta, S) at n, `part` at few, `changed` by (eta, what was changed) at few.
 
-    floor and noise: mean and standard deviation of the scores of sets of real pictures, by n (`sampled.spread`).
+    floor and noise: mean and standard deviation of the scores of sets of real pictures, by n (`sampled.by_chance`).
     """
 
     whole: dict[tuple[str, int], dict[str, Any]]
@@ -174,8 +174,8 @@ def measure(request: Request, subject: Bench, size: Size) -> Table:
         unclipped = replace(subject, subject=replace(subject.subject, model=_unclipped(subject.model)))
         changed[eta, "grid"] = measured(request, subject, replace(few, grid=OTHER_GRID), f"{eta}-grid")
         changed[eta, "clip"] = measured(request, unclipped, few, f"{eta}-clip")
-    spreads = {n: spread(subject, n, SETS) for n in (size.n, size.few)}
-    floor, noise = ({n: found[k] for n, found in spreads.items()} for k in (0, 1))
+    real = {n: by_chance(subject.floors(n)) for n in (size.n, size.few)}
+    floor, noise = ({n: found[k] for n, found in real.items()} for k in (0, 1))
     return Table(whole, part, changed, floor, noise)
 
 
@@ -183,7 +183,9 @@ def _first(subject: Bench, found: dict[str, Any]) -> dict[str, Any]:
     """The scores of the kept images alone."""
     images = found["images"]
     asked = subject.model.labels(len(images))
-    scores = score(images, subject.reference, subject.network, None if asked is None else asked.numpy())
+    names, network = subject.model.config.label_names, subject.network
+    labels = network.own_labels(None if asked is None else asked.numpy(), names)
+    scores = score(images, subject.reference, network, labels)
     return {**found, **scores, ERROR: standard_error(subject, images)}
 
 

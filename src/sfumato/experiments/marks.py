@@ -16,13 +16,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sfumato.experiments import figures
+from sfumato.experiments.families import CODEC
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Facts = dict[str, float]  # score -> value
 
 MANY, FEW = "diffusion, many steps", "diffusion, few steps"
 FLOOR = "training pictures"
+SCATTER = "frechet_standard_deviation"  # of the floor's sets
 TOGETHER = 256  # samples that are drawn at once where that is timed
+SHOWN = 12  # pictures of a row
 COLUMNS = ("row", "rate", "score", "value")
 AXES: dict[str, tuple[str, ...]] = {
     "quality": ("frechet", "precision", "density"),
@@ -181,4 +192,41 @@ def cells(rows: Mapping[str, Facts], real: Facts, rates: Mapping[str, float]) ->
                 f"{rates[row]:g}",
             ]
         )
-    return [*lines, [f"{FLOOR} (the floor)", "-", "-", *scores(real), *["-"] * 5]]
+    distance, *rest = scores(real)
+    return [*lines, [f"{FLOOR} (the floor)", "-", "-", f"{distance} ± {real[SCATTER]:.2g}", *rest, *["-"] * 5]]
+
+
+def draw(
+    rows: Mapping[str, Facts],
+    real: Facts,
+    sweep: Mapping[str, Mapping[float, float]],
+    samples: Mapping[str, Tensor],
+    title: str,
+) -> Figure:
+    """Quality by diversity, coloured by speed; the sweeps of the rates; the first samples (n, 1, H, W) of each row."""
+    drawn = figures.figure(13, 4.2)
+    axes = drawn.subplots(1, 3, width_ratios=(1.15, 0.8, 1.5))
+    speed = [math.log10(facts["ms_together"]) for facts in rows.values()]
+    scale = {"cmap": "viridis", "vmin": min(speed), "vmax": max(speed)}
+    for (row, facts), shape, c in zip(rows.items(), "osD^v", speed, strict=True):
+        points = axes[0].scatter(
+            [facts["coverage"]], [facts["frechet"]], c=[c], marker=shape, s=70, label=row, edgecolors="black", **scale
+        )
+    axes[0].scatter([real["coverage"]], [real["frechet"]], marker="*", color="C3", s=90, label=FLOOR)
+    axes[0].set(xlabel="diversity: coverage", ylabel=f"quality: {title}, better upwards", yscale="log")
+    axes[0].invert_yaxis()
+    axes[0].margins(0.15)
+    axes[0].legend(fontsize=7)
+    drawn.colorbar(points, ax=axes[0], label="log10 ms a sample")
+    for family, found in sweep.items():
+        shown = {rate: value for rate, value in found.items() if math.isfinite(value)}
+        axes[1].loglog(list(shown), list(shown.values()), "o-", markersize=4, linewidth=1, label=family)
+    axes[1].set(xlabel="learning rate", title=f"{title} to rows kept aside")
+    rates = list(next(iter(sweep.values())))
+    axes[1].set_xticks(rates, [f"{rate:g}" for rate in rates])
+    axes[1].minorticks_off()
+    axes[1].title.set_fontsize(10)
+    axes[1].legend(fontsize=7)
+    sheet = torch.stack([CODEC.encode(x[:SHOWN]) for x in samples.values()])
+    figures.pictures(axes[2], sheet, list(samples), [""] * SHOWN, "samples, not selected")
+    return drawn

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 REFERENCE_ROWS = 10_000  # held-out rows, evenly spread over them, that samples are compared with
 FLOOR_ROWS = 1_000  # training rows of the floor
+SETS = 5  # at most so many disjoint sets of real pictures, whose scores differ by chance alone
 SHOWN = 10  # pictures that are usually kept of a setting: the first, with classes in turn one of each
 ERROR = "frechet_standard_error"
 BLOCKS = 5  # of a jackknife
@@ -79,15 +80,16 @@ class Bench:
     def splits(self) -> Splits:
         return self.subject.splits
 
-    def floor_of(self, n: int) -> dict[str, Any]:
-        """The floor of n pictures, which is higher where n is smaller."""
-        return self.floor if n == self.floor["n"] else _floor(self.splits, n, self.reference, self.network)
+    def floors(self, n: int) -> list[dict[str, Any]]:
+        """`floors` of n pictures, which are higher where n is smaller."""
+        return floors(self.splits, n, self.reference, self.network)
 
     @property
     def key(self) -> dict[str, Any]:
-        """What every remembered block depends on: weights, data, and the reference as the features see it."""
+        """What every remembered block depends on: weights, data, features, and the reference as they see it."""
         seen = hashlib.sha256(np.ascontiguousarray(self.reference.seen.features).tobytes()).hexdigest()[:16]
-        return {**self.subject.key, "features": self.network.name, "reference": seen}
+        by = {"features": self.network.name, "features_weights": self.network.weights}
+        return {**self.subject.key, **by, "reference": seen}
 
     @property
     def basis(self) -> list[str]:
@@ -95,7 +97,8 @@ class Bench:
         real = self.floor
         return [
             *self.subject.basis,
-            f"{self.network.title} by the features of `{self.network.name}`, against the {self.reference.name}",
+            f"{self.network.title} by the features of `{self.network.name}`, weights sha256 "
+            f"`{self.network.weights or 'unknown'}`, against the {self.reference.name}",
             f"floor: {real['n']:,} real training pictures against the same reference have {self.network.title} "
             f"{real['frechet']:.3g}, kernel distance {real['kernel']['value']:.2g}, precision {real['precision']:.3f}, "
             f"recall {real['recall']:.3f}",
@@ -112,13 +115,26 @@ def bench(request: Request, features: str | FeatureNetwork | None = None) -> Ben
     request.say(f"the features of {rows:,} held-out pictures by {network.name}")
     held_out = pictures_of(subject.splits.held_out, rows, subject.splits.info.levels)
     against = reference(held_out, f"held-out rows of {data}, {rows:,}", network)
-    real = _floor(subject.splits, FLOOR_ROWS, against, network)
+    (real,) = floors(subject.splits, FLOOR_ROWS, against, network, sets=1)
     return Bench(subject, network, against, real)
 
 
-def _floor(splits: Splits, n: int, against: Reference, network: FeatureNetwork) -> dict[str, Any]:
-    images, labels = real_pictures(splits.train, splits.info, n)[0]
-    return floor(images, against, network, labels if network.classes else None)
+def floors(
+    splits: Splits, n: int, against: Reference, network: FeatureNetwork, sets: int = SETS
+) -> list[dict[str, Any]]:
+    """The scores of at most so many disjoint sets of n real training pictures.
+
+    They differ by chance alone, and so may cells by as much.  The sets have their labels in turn, as samples have: of
+    rows taken as they come the counts of the classes differ, and that is more than a good model's whole distance.
+    """
+    names, real = splits.info.label_names, real_pictures(splits.train, splits.info, n, sets)
+    return [floor(images, against, network, network.own_labels(labels, names)) for images, labels in real]
+
+
+def by_chance(real: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """Mean and standard deviation of the Frechet distances of `floors`; 0 where rows suffice for one set only."""
+    found = [scores["frechet"] for scores in real]
+    return float(np.mean(found)), float(np.std(found, ddof=1)) if len(found) > 1 else 0.0
 
 
 @final
@@ -175,7 +191,8 @@ def _measure(request: Request, bench: Bench, setting: Setting) -> dict[str, Tens
         )
     how = {"seed": request.seed, "ema": bench.model.config.training.get("ema"), "threads": torch.get_num_threads()}
     images = samples.images()
-    scores = score(images, bench.reference, bench.network, labels=samples.labels)
+    labels = bench.network.own_labels(samples.labels, bench.model.config.label_names)
+    scores = score(images, bench.reference, bench.network, labels)
     scores |= {
         ERROR: standard_error(bench, images),
         "seconds": samples.seconds,
@@ -225,18 +242,6 @@ def _read(written: Tensor) -> dict[str, Any]:
     found = json.loads(written.numpy().tobytes())
     assert isinstance(found, dict)
     return found
-
-
-def spread(bench: Bench, n: int, sets: int) -> tuple[float, float]:
-    """Mean and standard deviation of the Frechet distance of disjoint sets of n real training pictures.
-
-    They differ by chance alone, and so may cells by as much.  The sets have their labels in turn, as samples have: of
-    rows taken as they come the counts of the classes differ, and that is more than a good model's whole distance.
-    Where rows suffice for one set only the deviation is 0.
-    """
-    real = real_pictures(bench.splits.train, bench.splits.info, n, sets)
-    found = [floor(images, bench.reference, bench.network)["frechet"] for images, _ in real]
-    return float(np.mean(found)), float(np.std(found, ddof=1)) if len(found) > 1 else 0.0
 
 
 def frechet(found: Mapping[tuple[str, int], Mapping[str, Any]]) -> dict[tuple[str, int], float]:

@@ -12,8 +12,8 @@ a solver.  It needs no features and has no floor; stochastic samplers solve no O
 Published figures are those that the papers' abstracts and DDIM's table 1 state, of CIFAR-10 and three different
 networks; nothing else is quoted.
 
-J. Song et al., arXiv:2010.02502, table 1; Q. Zhang, Y. Chen, arXiv:2204.13902, abstract; W. Zhao et al.,
-arXiv:2302.04867, abstract
+J. Song et al., arXiv:2010.02502, table 1; Q. Zhang, Y. Chen, arXiv:2204.13902, its abstracts (arXiv and ICLR 2023);
+W. Zhao et al., arXiv:2302.04867, abstract
 """
 
 from __future__ import annotations
@@ -34,16 +34,17 @@ from sfumato.experiments.published import SOLVER_CELLS, Cells, apart, column, co
 from sfumato.experiments.report import Report, Request, remembered
 from sfumato.experiments.sampled import (
     ERROR,
+    SETS,
     Bench,
     Setting,
     bench,
+    by_chance,
     errors,
     frechet,
     heat,
     how_many,
     in_codec_units,
     measured,
-    spread,
 )
 from sfumato.samplers import SAMPLERS
 from sfumato.schedules import Schedule
@@ -84,7 +85,6 @@ ODE = ("dpmpp-3m", "heun")  # what solves the ODE by many steps, and what checks
 ALIKE = 0.5  # a rank correlation below it is called none
 PLAIN = 1.0  # the guidance of the plain conditional model
 SHOWN = ("ddim", "heun", "dpmpp-2m", "unipc-3", "dpmpp-2m-sde", "ancestral")
-SETS = 5
 
 Found = Mapping[tuple[str, int], Mapping[str, Any]]  # (sampler, evaluations) -> scores
 
@@ -113,7 +113,7 @@ def run(request: Request) -> Report:
         for (name, asked), s in steps.items()
     }
     distances, doubt = ode_distances(request, subject, size, steps)
-    floor, noise = spread(subject, size.n, SETS)
+    floor, noise = by_chance(subject.floors(size.n))
     return Report(
         title="Every sampler at few evaluations",
         shown=(__doc__ or "").partition("\n\n")[2],
@@ -124,7 +124,8 @@ def run(request: Request) -> Report:
             f"at most {SETS} disjoint sets of {size.n:,} real pictures, labels in turn: {floor:.3g} ± {noise:.2g}",
             f"rms: {size.rows} rows against {ODE[0]} with {fine_steps(subject, size)} steps, from which {ODE[1]} with "
             f"as many ends {doubt:.2g} away",
-            "published figures: arXiv:2010.02502 (table 1), 2204.13902 and 2302.04867 (abstracts), CIFAR-10",
+            "published figures: arXiv:2010.02502 (table 1), 2204.13902 (its abstracts, arXiv and ICLR 2023) and "
+            "2302.04867 (abstract), CIFAR-10",
         ],
         heads=("sampler", *(f"{asked} evaluations" for asked in size.evaluations)),
         numbers=number_lines(found, distances, size, title),

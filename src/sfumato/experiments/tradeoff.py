@@ -24,14 +24,12 @@ import numpy as np
 import torch
 
 from sfumato.experiments import figures
-from sfumato.experiments.sampled import Bench, in_codec_units
-from sfumato.tasks import scores
+from sfumato.experiments.sampled import Bench, by_chance, in_codec_units
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 NOISE = 0.02
-SETS = 5  # of real pictures, whose distances differ by chance alone
 VALUES = (
     "n",
     "frechet",
@@ -87,11 +85,8 @@ class Real:
 
 def real_of(on: Bench, n: int) -> Real:
     """What n samples of a perfect model would have, by sets of real pictures with classes in turn."""
-    sets = scores.real_pictures(on.splits.train, on.splits.info, n, SETS)
-    judged = on.network.classes > 0
-    found = [scores.floor(x, on.reference, on.network, labels if judged else None) for x, labels in sets]
-    distances = [each["frechet"] for each in found]
-    return Real(values_of(found[0]), 2 * float(np.std(distances, ddof=1)) if len(found) > 1 else 0.0)
+    found = on.floors(n)
+    return Real(values_of(found[0]), 2 * by_chance(found)[1])
 
 
 def values_of(scores: Mapping[str, Any]) -> dict[str, float | None]:

@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,11 +33,25 @@ from torch import Tensor
 
 from sfumato import data
 from sfumato.data import Data, Splits
-from sfumato.experiments import families, figures
+from sfumato.experiments import families
 from sfumato.experiments.families import FAMILIES, Trainee, parameters, train_within
-from sfumato.experiments.marks import AXES, COLUMNS, FEW, FLOOR, MANY, TOGETHER, Facts, cells, heads, table, words
+from sfumato.experiments.marks import (
+    AXES,
+    COLUMNS,
+    FEW,
+    FLOOR,
+    MANY,
+    SCATTER,
+    TOGETHER,
+    Facts,
+    cells,
+    draw,
+    heads,
+    table,
+    words,
+)
 from sfumato.experiments.report import UNFINISHED, Report, Request, remembered
-from sfumato.experiments.sampled import REFERENCE_ROWS, counting, how_many
+from sfumato.experiments.sampled import REFERENCE_ROWS, SETS, by_chance, counting, how_many
 from sfumato.likelihood import bits_per_dim
 from sfumato.metrics import FeatureNetwork, FrechetDistance
 from sfumato.model import Model, build_network
@@ -45,12 +59,9 @@ from sfumato.nn import UNetConfig
 from sfumato.noise import PRIOR, normal
 from sfumato.recipes.pictures import mnist
 from sfumato.tasks.features import feature_network
-from sfumato.tasks.scores import Reference, floor, pictures_of, reference, score
+from sfumato.tasks.scores import Reference, floor, pictures_of, real_pictures, reference, score
 from sfumato.train import Run, Training, train
 from sfumato.train.run import model_config
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 DIFFUSION = "diffusion"
 ROWS = {**{name: name for name in FAMILIES}, MANY: DIFFUSION, FEW: DIFFUSION}  # a row of the table -> its family
@@ -60,7 +71,7 @@ CHOICE_SEED = 10**6  # added to the seed of the samples that rates are chosen by
 BATCH = 64
 CHANNELS = 32  # of diffusion's UNet, so that it is about as large as the others
 BOUND_DRAWS = 40  # steps a row of diffusion's bound
-SINGLES, SHOWN = 5, 12  # single samples that are timed, beside batches of TOGETHER; pictures of a row
+SINGLES = 5  # single samples that are timed, beside batches of TOGETHER
 
 Draw = Callable[[int, int], Tensor]  # (n, seed) -> uint8 (n, *SHAPE)
 Trained = dict[float, dict[str, Tensor]]  # rate -> what its training left
@@ -116,8 +127,10 @@ def plan(of: Data, rate: float, seed: int) -> Run:
         data=of,
         network=replace(run.network, channels=CHANNELS),
         optimiser=replace(run.optimiser, learning_rate=rate, warmup=0, decay="constant"),
+        sampling=replace(run.sampling, guidance=1.0),
         steps=10**9,
         batch=BATCH,
+        features="",
         seed=seed,
         ema=(families.EMA_LENGTH,),
         precision="float32",
@@ -272,7 +285,11 @@ def run(request: Request) -> Report:
     size = QUICK if request.quick else FULL
     pictures = write_rows(request)
     network = pictures.network
-    aside = reference(pictures_of(pictures.splits.held_out, KEPT_ASIDE), "training rows kept aside", network)
+    aside = reference(
+        pictures_of(pictures.splits.held_out, KEPT_ASIDE, pictures.splits.info.levels),
+        "training rows kept aside",
+        network,
+    )
     sweep: dict[str, dict[float, float]] = {}
     left: dict[str, dict[str, Tensor]] = {}
     rates: dict[str, float] = {}
@@ -284,7 +301,7 @@ def run(request: Request) -> Report:
             raise ValueError(f"no training of the {family} came to an end at rates {RATES}; try another --seed")
         left[family] = found[rates[family]]
     rows, samples = {}, {}
-    held_out = pictures_of(pictures.test.held_out, min(size.reference_rows, len(pictures.test.held_out)))
+    held_out = pictures_of(pictures.test.held_out, size.reference_rows, pictures.test.info.levels)
     against = reference(held_out, f"test split of mnist, {len(held_out):,} rows", network)
     for row, family in ROWS.items():
         key = {"row": row, "training": left[family]["facts"].tolist(), "size": repr(size)}
@@ -294,9 +311,7 @@ def run(request: Request) -> Report:
         rows[row] = facts_of(family, made, left[family], pictures, against)
         request.say(f"{row}: {network.title} {rows[row]['frechet']:.3g}, {rows[row]['ms_together']:.3g} ms a sample")
     by_row = {row: rates[family] for row, family in ROWS.items()}
-    real_images = pictures_of(pictures.splits.train, size.samples)
-    real = {**_scores(floor(real_images, against, network)), "rarest": rarest(real_images, network)}
-    samples[FLOOR] = torch.from_numpy(real_images).permute(0, 3, 1, 2)
+    real, samples[FLOOR] = floor_of(pictures, size.samples, against)
     return Report(
         title="The trilemma of quality, diversity and speed, in numbers",
         shown=(__doc__ or "").partition("\n\n")[2],
@@ -306,12 +321,24 @@ def run(request: Request) -> Report:
         numbers=cells(rows, real, by_row),
         columns=COLUMNS,
         rows=table(rows, real, sweep, by_row),
-        figure=_draw(rows, real, sweep, samples, network.title),
+        figure=draw(rows, real, sweep, samples, network.title),
     )
 
 
 def _scores(found: Mapping[str, Any]) -> Facts:
     return {name: float(found[name]) for axis in ("quality", "diversity") for name in AXES[axis]}
+
+
+def floor_of(pictures: Pictures, n: int, against: Reference) -> tuple[Facts, Tensor]:
+    """The scores of disjoint sets of n training pictures: their means, and how far the distances scatter; the first.
+
+    Labels are unknown to the families, so these sets, as samples do, have the classes as chance has it.
+    """
+    sets = [images for images, _ in real_pictures(pictures.splits.train, pictures.splits.info, n, SETS)]
+    found = [floor(images, against, pictures.network) for images in sets]
+    facts = [{**_scores(one), "rarest": rarest(x, pictures.network)} for one, x in zip(found, sets, strict=True)]
+    means = {name: float(np.mean([one[name] for one in facts])) for name in facts[0]}
+    return {**means, SCATTER: by_chance(found)[1]}, torch.from_numpy(sets[0]).permute(0, 3, 1, 2)
 
 
 def facts_of(
@@ -349,7 +376,10 @@ def _basis(
         f"data: {pictures.test.info.source}; trained on {len(pictures.splits.train):,} training rows without labels, "
         f"rates chosen by the other {KEPT_ASIDE:,}; scores against the test split",
         f"scores: {how_many(size.samples)} samples, against {size.reference_rows:,} test rows, by the features of "
-        f"`{network.name}`; the rates were chosen by as many samples of another seed",
+        f"`{network.name}`, weights sha256 `{network.weights or 'unknown'}`; the rates were chosen by as many samples "
+        "of another seed",
+        f"floor: means, and the distance's standard deviation, of at most {SETS} disjoint sets of as many training "
+        "pictures, in their natural shares of the classes, since the families know no labels",
         f"{size.seconds:g} s for each family and rate of {', '.join(f'{rate:g}' for rate in RATES)}, on "
         f"{torch.get_num_threads()} thread(s); how many steps that gives depends on the machine",
         *(
@@ -364,37 +394,3 @@ def _basis(
         "the Frechet distance is of quality and of diversity; recall flatters samples that lie scattered, coverage "
         "does not; a pass through all couplings of the flow is one call",
     ]
-
-
-def _draw(
-    rows: Mapping[str, Facts],
-    real: Facts,
-    sweep: Mapping[str, Mapping[float, float]],
-    samples: Mapping[str, Tensor],
-    title: str,
-) -> Figure:
-    drawn = figures.figure(13, 4.2)
-    axes = drawn.subplots(1, 3, width_ratios=(1.15, 0.8, 1.5))
-    speed = [math.log10(facts["ms_together"]) for facts in rows.values()]
-    scale = {"cmap": "viridis", "vmin": min(speed), "vmax": max(speed)}
-    for (row, facts), shape, c in zip(rows.items(), "osD^v", speed, strict=True):
-        points = axes[0].scatter(
-            [facts["coverage"]], [facts["frechet"]], c=[c], marker=shape, s=70, label=row, edgecolors="black", **scale
-        )
-    axes[0].scatter([real["coverage"]], [real["frechet"]], marker="*", color="C3", s=90, label=FLOOR)
-    axes[0].set(xlabel="diversity: coverage", ylabel=f"quality: {title}, better upwards", yscale="log")
-    axes[0].invert_yaxis()
-    axes[0].margins(0.15)
-    axes[0].legend(fontsize=7)
-    drawn.colorbar(points, ax=axes[0], label="log10 ms a sample")
-    for family, found in sweep.items():
-        shown = {rate: value for rate, value in found.items() if math.isfinite(value)}
-        axes[1].loglog(list(shown), list(shown.values()), "o-", markersize=4, linewidth=1, label=family)
-    axes[1].set(xlabel="learning rate", title=f"{title} to rows kept aside")
-    axes[1].set_xticks(RATES, [f"{rate:g}" for rate in RATES])
-    axes[1].minorticks_off()
-    axes[1].title.set_fontsize(10)
-    axes[1].legend(fontsize=7)
-    sheet = torch.stack([families.CODEC.encode(x[:SHOWN]) for x in samples.values()])
-    figures.pictures(axes[2], sheet, list(samples), [""] * SHOWN, "samples, not selected")
-    return drawn

@@ -4,6 +4,7 @@ A metric knows arrays and nothing of models: what it needs of a network (feature
 """
 
 from sfumato.metrics.agreement import LabelAgreement, fit_judge
+from sfumato.metrics.bits import BitsPerDim
 from sfumato.metrics.density_coverage import DensityCoverage
 from sfumato.metrics.energy import EnergyDistance
 from sfumato.metrics.features import FeatureNetwork, Seen
@@ -16,6 +17,7 @@ from sfumato.metrics.precision_recall import PrecisionRecall
 
 METRICS = {
     "agreement": LabelAgreement,
+    "bits-per-dim": BitsPerDim,
     "density-coverage": DensityCoverage,
     "energy": EnergyDistance,
     "frechet": FrechetDistance,
@@ -28,6 +30,7 @@ METRICS = {
 
 __all__ = [
     "METRICS",
+    "BitsPerDim",
     "DensityCoverage",
     "EnergyDistance",
     "FeatureNetwork",

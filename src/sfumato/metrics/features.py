@@ -9,7 +9,8 @@ A score of pictures is a score of their features, and says nothing without the n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -33,18 +34,37 @@ class Seen:
 class FeatureNetwork:
     """A name, how a Frechet distance by it is called, and `look(images uint8 (N, H, W, C in {1, 3})) -> Seen`.
 
-    classes: how many of the data's own labels the log_probs are about; 0 if about other classes (ImageNet's) or none.
+    label_names: the data's own labels that the log_probs are about, in their order; none if they are about other
+        classes (ImageNet's) or there are none.
+    weights: the `fingerprint` of its weights, since a name may come to mean others; "" if not known.
     """
 
     name: str
     title: str
     look: Callable[[np.ndarray], Seen]
-    classes: int = 0
+    label_names: tuple[str, ...] = ()
+    weights: str = ""
+
+    @property
+    def classes(self) -> int:
+        """How many of the data's own labels it knows."""
+        return len(self.label_names)
+
+    def own_labels(self, labels: np.ndarray | None, names: Sequence[str]) -> np.ndarray | None:
+        """Labels (N,) of classes of these names as numbers of its own classes; None if its classes are others."""
+        if labels is None or not names or len(names) != self.classes or set(names) != set(self.label_names):
+            return None
+        return np.array([self.label_names.index(name) for name in names])[labels]
 
     @property
     def classifier_title(self) -> str:
         """How exp E KL(p(y|x) || p(y)) by this network is called."""
         return "Inception Score" if self.title == FID else f"classifier score ({self.name})"
+
+
+def fingerprint(content: bytes) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of a file of weights."""
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def rgb(images: np.ndarray) -> np.ndarray:

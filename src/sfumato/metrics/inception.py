@@ -21,7 +21,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-from sfumato.metrics.features import FID, FeatureNetwork, Seen, look_in_batches
+from sfumato.metrics.features import FID, FeatureNetwork, Seen, fingerprint, look_in_batches
 
 NAME = "inception-fid"
 SHA256 = "6726825d"  # of the FID weights, its beginning, which their file name bears
@@ -83,6 +83,6 @@ def inception_fid(weights: Path | None = None) -> FeatureNetwork:
         return look_in_batches(forward, images, BATCH)
 
     if digest.startswith(SHA256):
-        return FeatureNetwork(NAME, FID, look)
+        return FeatureNetwork(NAME, FID, look, weights=fingerprint(content))
     other = f"inception-{digest[:8]}"
-    return FeatureNetwork(other, f"FD({other})", look)
+    return FeatureNetwork(other, f"FD({other})", look, weights=fingerprint(content))

@@ -1,8 +1,8 @@
 """Balls around features: a set's manifold is the union of balls, each reaching to its centre's k-th neighbour.
 
 Squared distances are |x|^2 + |y|^2 - 2 x.y in float64, a block of rows at a time, so that 10,000 x 10,000 rows never
-lie in memory at once.  Balls are closed; ties within the rounding of float32 features are inside, so that copies of a
-set lie in its balls whatever the blocks.
+lie in memory at once.  Balls are closed; ties within the rounding of these float64 sums are inside, so that copies of
+a set lie in its balls whatever the blocks.
 """
 
 from __future__ import annotations

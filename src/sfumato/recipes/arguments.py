@@ -114,7 +114,7 @@ class SampleArguments:
 @dataclass(frozen=True)
 class EvaluateArguments:
     n: Annotated[int, tyro.conf.arg(aliases=("-n",))] = 1000
-    """Samples, or pictures of a folder or file, that are scored."""
+    """Samples, or pictures evenly spread over a folder or file, that are scored."""
     reference: str = "test"
     """What they are held against: test or train of the model's data, mnist or mnist:train, a FOLDER or FILE.npz."""
     features: str | None = None

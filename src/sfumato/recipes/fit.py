@@ -10,7 +10,6 @@ To resume, give the same command again.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -191,7 +190,3 @@ def plan(run: Run, init: Model | None) -> list[tuple[str, str]]:
         ("images/s", f"{run.batch / step:.0f}"),
         ("ETA", f"{run.steps} steps in {hours:.1f} h" if hours >= 1 else f"{run.steps} steps in {60 * hours:.1f} min"),
     ]
-
-
-def as_json(scores: dict[str, Any]) -> str:
-    return json.dumps(scores, indent=1)

@@ -45,8 +45,8 @@ def mnist() -> Run:
 
 def mnist_weak() -> Run:
     """28x28 grey digits by half the channels and a sixth of the steps: what autoguidance leads `mnist` away from."""
-    usual = mnist()
-    return replace(usual, network=replace(usual.network, channels=24), steps=550, features="", sample_every=550)
+    network = UNetConfig(channels=24, patch=2, multipliers=(1, 2), blocks=1)
+    return replace(mnist(), network=network, steps=550, features="", sample_every=550)
 
 
 def fashion() -> Run:

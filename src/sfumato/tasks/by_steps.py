@@ -1,6 +1,6 @@
 """The score by number of steps: the same seeds, walked in few steps and in many, beside real data of the same n.
 
-    {"score", "n", "reference", "real", "points": [{"steps", "value", "milliseconds_per_sample"}, ...]}
+    {"score", "n", "reference", "real", "real_n", "points": [{"steps", "value", "milliseconds_per_sample"}, ...]}
 
 By a feature network it is the Frechet distance; without one the energy distance of the values, in codec units.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,7 +18,7 @@ from sfumato.metrics import EnergyDistance
 from sfumato.model import Model
 from sfumato.tasks import scores
 from sfumato.tasks.generate import Samples
-from sfumato.tasks.subjects import HELD_OUT_ROWS, Lens, first_rows
+from sfumato.tasks.subjects import HELD_OUT_ROWS, Lens, evenly, first_rows
 
 
 def by_features(walks: Mapping[int, Samples], lens: Lens) -> dict[str, Any]:
@@ -27,8 +26,9 @@ def by_features(walks: Mapping[int, Samples], lens: Lens) -> dict[str, Any]:
     held, network, seen = lens.held, lens.network, lens.seen
     n = len(next(iter(walks.values())).x)
     points = _points(walks, lambda samples: scores.score(samples.images(), seen, network)["frechet"])
-    floor = scores.floor(held.real(n), seen, network)["frechet"] if held.real else None
-    return {"score": network.title, "n": n, "reference": held.name, "real": floor, "points": points}
+    floor = scores.floor(held.real(n)[0], seen, network) if held.real else {"frechet": None, "n": None}
+    beside = {"real": floor["frechet"], "real_n": floor["n"]}
+    return {"score": network.title, "n": n, "reference": held.name, **beside, "points": points}
 
 
 def by_values(model: Model, splits: Splits, walks: Mapping[int, Samples]) -> dict[str, Any]:
@@ -41,11 +41,13 @@ def by_values(model: Model, splits: Splits, walks: Mapping[int, Samples]) -> dic
         metric.update(model.codec.encode(x).numpy())
         return metric.compute()
 
+    real = _spread_over(splits.train, n)
     return {
         "score": "energy distance",
         "n": n,
         "reference": f"held-out rows, {len(held_out):,}",
-        "real": score(_spread_over(splits.train, n)),
+        "real": score(real),
+        "real_n": len(real),
         "points": _points(walks, lambda samples: score(torch.from_numpy(samples.x))),
     }
 
@@ -61,6 +63,5 @@ def _spread_over(rows: Rows, n: int) -> Tensor:
     """n rows, evenly spread; of a stream the first."""
     if rows.count is None:
         return first_rows(rows, n)["x"]
-    few = min(n, rows.count)
-    found: Any = rows.take(np.arange(few) * rows.count // few)["x"]
+    found: Any = rows.take(evenly(rows.count, n))["x"]
     return found

@@ -24,7 +24,7 @@ from sfumato.codecs import DCTCodec
 from sfumato.data import Splits
 from sfumato.degradations import dct
 from sfumato.likelihood import bits_per_dim, bits_per_dim_flow
-from sfumato.metrics import HistogramBits, LabelAgreement, NearestNeighbour, fit_judge
+from sfumato.metrics import BitsPerDim, HistogramBits, LabelAgreement, NearestNeighbour, fit_judge
 from sfumato.model import Model
 from sfumato.tasks import scores as by_features
 from sfumato.tasks.gaussian import beside_gaussian, gaussian_table
@@ -82,17 +82,22 @@ def flow_bits_of(model: Model, splits: Splits, rows: int, seed: int = 0) -> dict
         denoiser, x_0, bin_width=width, encode=dct if turned else None, cond=cond, tolerance=ODE_TOLERANCE, seed=seed
     )
     scores = {
-        "value": found.total,
-        "standard_error": found.standard_error,
-        "rows": len(found.rows),
+        **_bits(found.rows),
         "tolerance": ODE_TOLERANCE,
         "calls": found.calls,
         "dequantisation": "uniform, one draw a row" if width else "none",
     }
     if not turned:
-        bound = bits_per_dim(denoiser, x_0, bin_width=width, cond=cond, draws=DRAWS, seed=seed)
-        scores |= {"bound_on_the_same_rows": bound.total, "bound_standard_error": bound.standard_error}
+        bound = _bits(bits_per_dim(denoiser, x_0, bin_width=width, cond=cond, draws=DRAWS, seed=seed).rows)
+        scores |= {"bound_on_the_same_rows": bound["value"], "bound_standard_error": bound["standard_error"]}
     return scores
+
+
+def _bits(rows: torch.Tensor) -> dict[str, float]:
+    """Value, standard error and number of rows of each row's bits/dim (N,)."""
+    metric = BitsPerDim()
+    metric.update(rows.cpu().numpy())
+    return metric.compute()
 
 
 def evaluate(
@@ -135,9 +140,7 @@ def measure(
         with lap(seconds, "bits_per_dim"):
             bound = bound_of(model, splits)
         scores["bits_per_dim"] = {
-            "value": bound.total,
-            "standard_error": bound.standard_error,
-            "rows": len(bound.rows),
+            **_bits(bound.rows),
             "draws": DRAWS,
             "unit": "bits/dim" if model.codec.bin_width else "bits/dim of the standardised density",
         }
@@ -248,7 +251,8 @@ def table(scores: dict[str, Any]) -> list[tuple[str, str]]:
         steps, values = (" ".join(f"{p[key]:.4g}" for p in found["points"]) for key in ("steps", "value"))
         rows.append((f"{found['score']} in {steps} steps, n = {found['n']}", values))
     if "milliseconds_per_sample" in sampling:
-        how = f"{sampling['sampler']}, {sampling['steps']} steps, guidance {told(sampling['guidance'])}"
+        steps = "its own" if sampling["steps"] is None else sampling["steps"]
+        how = f"{sampling['sampler']}, {steps} steps, guidance {told(sampling['guidance'])}"
         rows.append((f"sampling ({how})", f"{sampling['milliseconds_per_sample']:.1f} ms a sample"))
     return rows
 
@@ -259,4 +263,7 @@ def _feature_table(found: dict[str, Any]) -> list[tuple[str, str]]:
     if "floor" not in found:
         return [first, *rest]
     floor = found["floor"]
-    return [first, (f"  of {floor['n']:,} real {floor['of']}", f"{floor['frechet']:.4g}"), *rest]
+    own = (f"  of {floor['n']:,} real {floor['of']}", f"{floor['frechet']:.4g}")
+    if floor["agreement"] is not None:
+        rest.append((f"  agreement of real {floor['of']}", f"{100 * floor['agreement']:.1f} %"))
+    return [first, own, *rest]

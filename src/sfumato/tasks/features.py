@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from sfumato.classifier import load_classifier
+from sfumato.classifier import find, load_classifier
 from sfumato.metrics.efficientnet import efficientnet_lite0
-from sfumato.metrics.features import FeatureNetwork, Seen
+from sfumato.metrics.features import FeatureNetwork, Seen, fingerprint
 from sfumato.metrics.inception import inception_fid
 
 NETWORKS: dict[str, Callable[[Path | None], FeatureNetwork]] = {
@@ -41,4 +41,6 @@ def _classifier(name: str | Path) -> FeatureNetwork:
         features, log_probs = classifier.look(images)
         return Seen(features, log_probs)
 
-    return FeatureNetwork(str(name), f"FD({name})", look, classifier.config.classes)
+    file = find(name) / "model.safetensors"
+    weights = fingerprint(file.read_bytes()) if file.is_file() else ""  # its writer was killed between two renames
+    return FeatureNetwork(str(name), f"FD({name})", look, classifier.config.label_names, weights)

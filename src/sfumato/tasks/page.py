@@ -26,7 +26,7 @@ from sfumato.tasks.evaluate import table
 from sfumato.tasks.examine import Evaluation
 from sfumato.tasks.generate import Samples
 from sfumato.tasks.pictures import sheet, tile
-from sfumato.tasks.records import best, cautions, shown, side_by_side, told
+from sfumato.tasks.records import FOUND, best, cautions, shown, side_by_side, told
 
 CLASSES, OF_EACH, UNLABELLED = 20, 10, 60  # classes on a page, samples of each; samples where there are no classes
 EDGE = 64  # a picture in the table of neighbours has at least so many pixels a side
@@ -126,6 +126,13 @@ def _number(row: Mapping[str, Any] | None, mark: bool = False) -> str:
     return f'<td class="{kind}">{text}{" (best)" if mark else ""}</td>'
 
 
+def _real(row: Mapping[str, Any] | None) -> str:
+    """The score of real pictures, with their number where it is not that of the samples."""
+    if row is None:
+        return shown(None)
+    return shown(row["real"]) + (f" (n = {row['real_n']:,})" if row["real_n"] not in (None, row["n"]) else "")
+
+
 def _scores(evaluations: Sequence[Evaluation]) -> str:
     """The table of scores: beside those of real pictures, n and the reference; or side by side."""
     compared = side_by_side([one.scores for one in evaluations])
@@ -133,8 +140,8 @@ def _scores(evaluations: Sequence[Evaluation]) -> str:
     for name, found in compared:
         there = next(row for row in found if row is not None)
         which = best(found)
-        real = next((row["real"] for row in found if row is not None and row["real"] is not None), None)
-        about = [f'<td class="number">{shown(real)}</td>', escape(there["better"] or "near the real")]
+        real = next((row for row in found if row is not None and row["real"] is not None), None)
+        about = [f'<td class="number">{_real(real)}</td>', escape(there["better"] or "near the real")]
         about += [f'<td class="number">{there["n"]:,}</td>', escape(there["reference"] or "")]
         rows.append((escape(name), *(_number(row, k == which) for k, row in enumerate(found)), *about))
     subjects = [escape(one.name) for one in evaluations] if len(evaluations) > 1 else ["samples"]
@@ -146,9 +153,9 @@ def _plots(evaluations: Sequence[Evaluation]) -> str:
     for one in evaluations:
         whose = f" of {one.name}" if len(evaluations) > 1 else ""
         if one.near is not None:
-            series = {"samples": one.near.samples, "real held-out rows": one.near.held_out}
             about = f"Distance{whose} to the nearest training row"
-            plot = plots.histogram(series, "Euclidean distance of values", about)
+            real = {"real held-out rows": one.near.held_out}
+            plot = plots.histogram({"samples": one.near.samples}, "Euclidean distance of values", about, real)
             found.append(_figure(plot, f"{about}: samples far to the left of real rows would be copies."))
         if "loss" in one.scores.get("gaussian", {}):
             by_t = one.scores["gaussian"]["loss"]["by_t"]
@@ -168,10 +175,12 @@ def _steps_plot(evaluations: Sequence[Evaluation]) -> str:
     alike = [(name, found) for name, found in all_steps if found["score"] == first["score"]]
     series = {name: [(p["steps"], p["value"]) for p in found["points"]] for name, found in alike}
     ends = [x for points in series.values() for x, _ in points]
+    real = {}
     if first["real"] is not None:
-        series["real data"] = [(min(ends), first["real"]), (max(ends), first["real"])]
+        its = "" if first["real_n"] == first["n"] else f", n = {first['real_n']:,}"
+        real[f"real data{its}"] = [(min(ends), first["real"]), (max(ends), first["real"])]
     about = f"{first['score']} by number of steps, n = {first['n']:,}, against {first['reference']}"
-    plot = plots.lines(series, "steps", first["score"], about, log_x=True)
+    plot = plots.lines(series, "steps", first["score"], about, real=real, log_x=True)
     return _figure(plot, f"{about}: lower is better; compare only at this n.")
 
 
@@ -181,13 +190,12 @@ def _precision_plot(evaluations: Sequence[Evaluation]) -> str:
         seen = [("samples", found) for _, found in seen]
     if not seen:
         return ""
-    groups: dict[str, dict[str, float]] = {}
-    for name in ("precision", "recall", "density", "coverage"):
-        groups[name] = {who: found[name] for who, found in seen}
-        if "floor" in seen[0][1]:
-            groups[name]["real pictures"] = seen[0][1]["floor"][name]
+    groups = {name: {who: found[name] for who, found in seen} for name in FOUND}
+    floor = seen[0][1].get("floor", {})
+    real = {name: floor[name] for name in FOUND if floor}
     about = f"Precision, recall, density and coverage by the features of {seen[0][1]['features']}"
-    return _figure(plots.bars(groups, about), f"{about}: as high as real pictures is as good as it gets.")
+    plot = plots.bars(groups, about, real, "real pictures")
+    return _figure(plot, f"{about}: as high as real pictures is as good as it gets.")
 
 
 def _neighbours(evaluation: Evaluation) -> str:
@@ -222,9 +230,8 @@ def html(evaluations: Sequence[Evaluation], command: str = "") -> str:
     """The page of one evaluation, or of several side by side."""
     names = [one.name for one in evaluations]
     title = f"Evaluation of {names[0]}" if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]} compared"
-    hows = [one.scores["how"] for one in evaluations]
     parts = [
-        *(f'<p class="caution">{escape(line)}.</p>' for line in cautions(hows)),
+        *(f'<p class="caution">{escape(line)}.</p>' for line in _notes(evaluations)),
         _section("Samples", *(_head(one, evaluations) + _samples(one) for one in evaluations)),
         _section("Scores", _scores(evaluations)),
         _section("Plots", _plots(evaluations)),
@@ -239,6 +246,14 @@ def html(evaluations: Sequence[Evaluation], command: str = "") -> str:
         f'<!doctype html>\n<html lang="en"><head>{head}</head>\n'
         f"<body><main><h1>{escape(title)}</h1>\n" + "\n".join(filter(None, parts)) + "\n</main></body></html>\n"
     )
+
+
+def _notes(evaluations: Sequence[Evaluation]) -> list[str]:
+    """What must be said beside the scores."""
+    said = cautions([one.scores["how"] for one in evaluations])
+    if evaluations[0].samples.kind == "picture" and "by_features" not in evaluations[0].scores:
+        said.append("no scores by features: --features efficientnet-lite0 measures them, or a classifier of this size")
+    return said
 
 
 def _near(evaluation: Evaluation, among: Sequence[Evaluation]) -> str:
@@ -258,16 +273,22 @@ class Printed:
 
 def printed(evaluations: Sequence[Evaluation]) -> Printed:
     """One subject's scores, or several side by side."""
-    notes = cautions([one.scores["how"] for one in evaluations])
+    notes = _notes(evaluations)
     if len(evaluations) == 1:
-        scores = evaluations[0].scores
-        return Printed(evaluations[0].name, list(table(scores)), [], [] if "by_features" in scores else notes)
+        own = table(evaluations[0].scores)
+        told_already = {text for _, text in own}
+        return Printed(evaluations[0].name, list(own), [], [note for note in notes if note not in told_already])
     rows = []
     for name, found in side_by_side([one.scores for one in evaluations]):
         which = best(found)
         cells = ("–" if row is None else shown(row["value"], row["error"]) for row in found)
         rows.append((name, *(f"{cell} *" if k == which else cell for k, cell in enumerate(cells))))
-    return Printed("side by side, the best marked *", rows, ["score", *(one.name for one in evaluations)], notes)
+    return Printed(
+        "side by side, the best marked * unless within its error",
+        rows,
+        ["score", *(one.name for one in evaluations)],
+        notes,
+    )
 
 
 def document(evaluations: Sequence[Evaluation]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Plots as SVG text: lines, histograms and bars that stand in a page, readable on light and dark grounds.
 
-Colours are the page's: a series k is drawn in the class `c0`, `c1`, ...; what is real in the class `real`, dashed, so
-that it is told apart without colours too.
+Colours are the page's: a series k is drawn in the class `c0`, `c1`, ...; what is real is given apart, as `real`, and
+drawn in the class of that name, dashed, so that it is told apart without colours too.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
+from types import MappingProxyType
 
 import numpy as np
 
@@ -44,24 +45,35 @@ def _text(x: float, y: float, text: str, anchor: str = "middle", more: str = "")
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{more}>{escape(text)}</text>'
 
 
-def _colour(k: int, name: str) -> str:
-    return REAL if name.startswith(REAL) else f"c{k % COLOURS}"
+def _colours(n: int, real: int) -> list[str]:
+    """The classes of n series, and of those of real pictures behind them."""
+    return [*(f"c{k % COLOURS}" for k in range(n)), *[REAL] * real]
 
 
-def _key(names: Sequence[str], top: float) -> list[str]:
+def _key(names: Sequence[str], colours: Sequence[str], top: float) -> list[str]:
     """The series' names, one below the other, each behind a piece of its line."""
     found = []
-    for k, name in enumerate(names):
+    for k, (name, colour) in enumerate(zip(names, colours, strict=True)):
         y = top + 16 * k
-        found.append(f'<path class="line {_colour(k, name)}" d="M{LEFT} {y - 4:.0f}h24"/>')
+        found.append(f'<path class="line {colour}" d="M{LEFT} {y - 4:.0f}h24"/>')
         found.append(_text(LEFT + 32, y, name, "start"))
     return found
 
 
-def lines(series: Mapping[str, Points], x_name: str, y_name: str, told: str, *, log_x: bool = False) -> str:
+def lines(
+    series: Mapping[str, Points],
+    x_name: str,
+    y_name: str,
+    told: str,
+    *,
+    real: Mapping[str, Points] = MappingProxyType({}),
+    log_x: bool = False,
+) -> str:
     """Series of (x, y) as lines, the y axis from 0 if that is near; log_x puts x on a logarithmic axis."""
-    xs = [x for points in series.values() for x, _ in points]
-    (left, right), (low, high) = _span(xs), _span([y for points in series.values() for _, y in points])
+    drawn = [*series.items(), *real.items()]
+    colours = _colours(len(series), len(real))
+    xs = [x for _, points in drawn for x, _ in points]
+    (left, right), (low, high) = _span(xs), _span([y for _, points in drawn for _, y in points])
     low = min(low, 0.0) if low < 0.5 * high else low
     marks = sorted(set(xs)) if log_x else ticks(left, right)
     scale = math.log if log_x else float
@@ -80,41 +92,48 @@ def lines(series: Mapping[str, Points], x_name: str, y_name: str, told: str, *, 
     body.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, x_name))
     middle = (TOP + bottom) / 2
     body.append(_text(14, middle, y_name, more=f' transform="rotate(-90 14 {middle:.0f})"'))
-    for k, (name, points) in enumerate(series.items()):
+    for (_, points), colour in zip(drawn, colours, strict=True):
         where = [at(x, y) for x, y in points if math.isfinite(y)]
         path = "L".join(f"{x:.1f} {y:.1f}" for x, y in where)
-        body.append(f'<path class="line {_colour(k, name)}" d="M{path}"/>' if where else "")
-        if log_x and not name.startswith(REAL):
-            body += [f'<circle class="dot {_colour(k, name)}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in where]
+        body.append(f'<path class="line {colour}" d="M{path}"/>' if where else "")
+        if log_x and colour != REAL:
+            body += [f'<circle class="dot {colour}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in where]
     below = HEIGHT + 8
-    return _svg([*body, *_key(list(series), below + 4)], told, below + 16 * len(series))
+    key = _key([name for name, _ in drawn], colours, below + 4)
+    return _svg([*body, *key], told, below + 16 * len(drawn))
 
 
-def histogram(series: Mapping[str, np.ndarray], x_name: str, told: str) -> str:
+def histogram(series: Mapping[str, np.ndarray], x_name: str, told: str, real: Mapping[str, np.ndarray]) -> str:
     """The share of each set of numbers in equal bins, as outlines."""
-    low, high = _span(np.concatenate(list(series.values())).tolist())
+    low, high = _span(np.concatenate([*series.values(), *real.values()]).tolist())
     edges = np.linspace(low, high, BINS + 1)
-    outlines = {}
-    for name, values in series.items():
+
+    def outline(values: np.ndarray) -> Points:
         share = np.histogram(values, edges)[0] / max(len(values), 1)
-        outlines[name] = [(low, 0.0), *zip(edges.repeat(2)[1:-1].tolist(), share.repeat(2).tolist(), strict=True)]
-        outlines[name].append((high, 0.0))
-    return lines(outlines, x_name, "share", told)
+        inner = zip(edges.repeat(2)[1:-1].tolist(), share.repeat(2).tolist(), strict=True)
+        return [(low, 0.0), *inner, (high, 0.0)]
+
+    made, held = ({name: outline(values) for name, values in some.items()} for some in (series, real))
+    return lines(made, x_name, "share", told, real=held)
 
 
-def bars(groups: Mapping[str, Mapping[str, float]], told: str) -> str:
-    """For each group (such as "precision") a bar from 0 for each series, its value behind it."""
+def bars(groups: Mapping[str, Mapping[str, float]], told: str, real: Mapping[str, float], real_name: str) -> str:
+    """For each group (such as "precision") a bar from 0 for each series, its value behind it, and one for `real`."""
     names = list(dict.fromkeys(name for group in groups.values() for name in group))
-    most = max([1.0, *(v for group in groups.values() for v in group.values() if math.isfinite(v))])
+    colours = _colours(len(names), 1 if real else 0)
+    values = [*(v for group in groups.values() for v in group.values()), *real.values()]
+    most = max([1.0, *(v for v in values if math.isfinite(v))])
     left, right = 96, 56
     body, y = [], TOP
     for title, group in groups.items():
-        body.append(_text(left - 8, y + 9 * len(group) + 3, title, "end"))
-        for name, value in group.items():
+        drawn = [(colours[names.index(name)], value) for name, value in group.items()]
+        drawn += [(REAL, real[title])] if title in real else []
+        body.append(_text(left - 8, y + 9 * len(drawn) + 3, title, "end"))
+        for colour, value in drawn:
             width = max(0.0, value) / most * (WIDTH - left - right)
-            colour = _colour(names.index(name), name)
             body.append(f'<rect class="bar {colour}" x="{left}" y="{y + 3}" width="{width:.1f}" height="12"/>')
             body.append(_text(left + width + 5, y + 13, f"{value:.3f}", "start"))
             y += 18
         y += 8
-    return _svg([*body, *_key(names, y + 12)], told, y + 12 + 16 * len(names))
+    names += [real_name] if real else []
+    return _svg([*body, *_key(names, colours, y + 12)], told, y + 12 + 16 * len(names))

@@ -1,20 +1,27 @@
 """Records: every score alone, with all that says how it was measured; and what is said of scores side by side.
 
-    name value error real better n reference features sampler steps grid seed guidance ema seconds sampling_seconds
+    name value error real real_n better n reference features sampler steps grid seed guidance ema seconds
+    sampling_seconds
 
-value is the samples' score, real that of real pictures where it is known; better is "lower", "higher" or None; seconds
-the wall-clock of the score, sampling_seconds that of its samples.
+value is the samples' score, real that of real_n real pictures where it is known; better is "lower", "higher" or None,
+which is near the real; seconds the wall-clock of the score, sampling_seconds that of its samples.  What a score has not
+is None: bits/dim are of held-out rows, of the model unguided, and drawn by a seed of their own.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sfumato.tasks.scores import caution
+from sfumato.tasks.scores import SMALL, caution
 from sfumato.tasks.subjects import TRAIN_ROWS
 
 RECORDED = ("reference", "sampler", "steps", "grid", "seed", "guidance", "ema", "sampling_seconds")
+UNSAMPLED = dict.fromkeys(("sampler", "steps", "grid", "guidance", "sampling_seconds"))  # of scores of held-out rows
+BOUND_SEED = 0  # of the draws of bits/dim, which are the same whatever the samples' seed is
+FOUND = {"precision": "higher", "recall": "higher", "density": None, "coverage": None}  # density may pass the real one
+SURE = 2.0  # standard errors of a difference from which on it is one
 SETTINGS = ("n", "reference", "sampler", "steps", "grid", "seed", "guidance", "features")  # alike in a fair comparison
 
 
@@ -28,7 +35,7 @@ def records(scores: Mapping[str, Any], how: Mapping[str, Any]) -> list[dict[str,
 
 
 def _row(name: str, value: float, better: str | None, real: float | None = None, **more: Any) -> dict[str, Any]:
-    return {"name": name, "value": value, "error": None, "real": real, "better": better, **more}
+    return {"name": name, "value": value, "error": None, "real": real, "real_n": None, "better": better, **more}
 
 
 def _rows(scores: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -37,7 +44,7 @@ def _rows(scores: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         if part in scores:
             found = scores[part]
             rest = {"error": found["standard_error"], "n": found["rows"], "reference": "held-out rows"}
-            yield part, _row(what, found["value"], "lower", **rest)
+            yield part, _row(what, found["value"], "lower", **rest, **UNSAMPLED, seed=BOUND_SEED)
     if "by_features" in scores:
         yield from _feature_rows(scores["by_features"])
     if "agreement" in scores:
@@ -60,18 +67,20 @@ def _rows(scores: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         yield "nearest", _row(what, found["median"], None, found["held_out_median"], **among)
     if "energy" in scores:
         found = scores["energy"]
-        yield "energy", _row("energy distance (values)", found["value"], "lower", n=found["n"], features="values")
+        rest = {"n": found["n"], "reference": found["reference"], "features": "values"}
+        yield "energy", _row("energy distance (values)", found["value"], "lower", **rest)
     energy = scores.get("gaussian", {}).get("energy")
     if energy:
         rest = {"n": energy["n"], "reference": f"held-out rows, {energy['held_out_rows']:,}", "features": "codec units"}
         yield "gaussian", _row("energy distance", energy["model"], "lower", energy["training_rows"], **rest)
     if "milliseconds_per_sample" in scores["sampling"]:
-        yield "sampling", _row("milliseconds a sample", scores["sampling"]["milliseconds_per_sample"], "lower")
+        taken = scores["sampling"]["milliseconds_per_sample"]
+        yield "sampling", _row("milliseconds a sample", taken, "lower", reference=None)
 
 
 def _feature_rows(found: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     real = found.get("floor", {})
-    by = {name: found[name] for name in ("n", "reference", "features")}
+    by = {**{name: found[name] for name in ("n", "reference", "features")}, "real_n": real.get("n")}
     yield "by_features", _row(found["title"], found["frechet"], "lower", real.get("frechet"), **by)
     kernel = found["kernel"]
     rest = {"error": kernel["standard_error"]}
@@ -81,10 +90,11 @@ def _feature_rows(found: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any
     if sure:
         its = real["inception_score"]["value"] if real else None
         yield "by_features", _row(sure["title"], sure["value"], "higher", its, **by)
-    for name in ("precision", "recall", "density", "coverage"):
-        yield "by_features", _row(f"{name} ({by['features']})", found[name], "higher", real.get(name), **by)
+    for name, better in FOUND.items():
+        yield "by_features", _row(f"{name} ({by['features']})", found[name], better, real.get(name), **by)
     if found["agreement"] is not None:
-        yield "by_features", _row(f"label agreement ({by['features']})", found["agreement"], "higher", **by)
+        what, its = f"label agreement ({by['features']})", real.get("agreement")
+        yield "by_features", _row(what, found["agreement"], "higher", its, **by)
 
 
 def shown(value: float | None, error: float | None = None) -> str:
@@ -95,15 +105,27 @@ def shown(value: float | None, error: float | None = None) -> str:
 
 
 def cautions(hows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What must be said beside the scores of subjects: small n, and settings that are not alike."""
-    least = min(how["n"] for how in hows)
-    said = [caution(least)] if caution(least) else []
+    """What must be said beside the scores of subjects: small n, few real pictures, and settings that are not alike."""
+    said = _small(min(how["n"] for how in hows), any(how["features"] for how in hows))
+    for how in hows:
+        if how["real_n"] not in (None, how["n"]):
+            said.append(
+                f"the real data beside {how['subject']} are {how['real_n']:,} pictures, all there are, and its samples "
+                f"{how['n']:,}: of fewer pictures a distance by features is larger"
+            )
     for name in SETTINGS:
         values = [how[name] for how in hows]
         if any(value != values[0] for value in values):
             each = ", ".join(f"{how['subject']}: {told(value)}" for how, value in zip(hows, values, strict=True))
             said.append(f"{name} is not the same for all ({each}), so their scores differ by that too")
     return said
+
+
+def _small(n: int, by_features: bool) -> list[str]:
+    """What is said of few samples, of whose bias nothing is known but that of scores by features."""
+    if by_features or n >= SMALL:
+        return [caution(n)] if caution(n) else []
+    return [f"n = {n:,} is fewer than {SMALL:,}: scores of few samples are compared only at equal n"]
 
 
 def told(value: Any) -> str:
@@ -116,14 +138,20 @@ def told(value: Any) -> str:
 
 
 def best(rows: Sequence[Mapping[str, Any] | None]) -> int | None:
-    """Which of the records of one score is best; None where that means nothing, or none is alone with its value."""
-    there = [row for row in rows if row is not None]
-    if len(there) < 2 or there[0]["better"] is None:
+    """Which of the records of one score is best, by more than SURE standard errors of its difference to each other one.
+
+    None where that means nothing, where it is alone, and where another may be as good.
+    """
+    there = [(k, row) for k, row in enumerate(rows) if row is not None]
+    if len(there) < 2 or there[0][1]["better"] is None:
         return None
-    pick = min if there[0]["better"] == "lower" else max
-    values = [None if row is None else row["value"] for row in rows]
-    value = pick(v for v in values if v is not None)
-    return values.index(value) if values.count(value) == 1 else None
+    sign = 1 if there[0][1]["better"] == "lower" else -1
+    (which, first), *others = sorted(there, key=lambda one: sign * one[1]["value"])
+    for _, row in others:
+        error = math.hypot(first["error"] or 0.0, row["error"] or 0.0)
+        if not sign * (row["value"] - first["value"]) > SURE * error:
+            return None
+    return which
 
 
 def side_by_side(scores: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[str, Any] | None]]]:

@@ -63,7 +63,7 @@ def reference(images: np.ndarray, name: str, network: FeatureNetwork) -> Referen
     return Reference(name, images, network.look(images), network.name)
 
 
-def pictures_of(rows: Rows, n: int, levels: int | None = 256) -> np.ndarray:
+def pictures_of(rows: Rows, n: int, levels: int | None) -> np.ndarray:
     """At most n pictures of a part of a data set, as uint8 (n, H, W, C) with its levels over 0..255.
 
     They are evenly spread over the part, since rows may lie sorted by class; of a stream they are the first shuffled
@@ -78,7 +78,7 @@ def pictures_of(rows: Rows, n: int, levels: int | None = 256) -> np.ndarray:
         x = np.asarray(rows.take(np.arange(n) * rows.count // n)["x"])
     if levels is None or x.dtype != np.uint8 or x.ndim != 4:
         raise ValueError(f"rows are {x.dtype} {x.shape[1:]}, not pictures; scores are of uint8 pictures (C, H, W)")
-    if x.max() >= levels or (levels == 256 and 0 < x.max() < 64):
+    if x.max() >= levels:
         raise ValueError(f"values reach {x.max()} and levels is {levels}; give the data's own, splits.info.levels")
     return spread(x, levels)
 
@@ -118,12 +118,13 @@ def score(
 ) -> dict[str, Any]:
     """All scores of pictures uint8 (N, H, W, C) against a reference, ready for JSON, in one pass over the pictures.
 
-    labels (N,): the asked-for ones; agreement is judged by networks that know the data's classes.  The Inception Score
-    or classifier score is None for networks without classes.  ValueError if the reference was seen by another network.
+    labels (N,): the asked-for ones, as numbers of the network's own classes (`network.own_labels`); without them, and
+    for networks that know others, there is no agreement.  The Inception Score or classifier score is None for networks
+    without classes.  ValueError if the reference was seen by another network.
     """
     _check(images, reference, network, labels)
     frechet, kernel, precision_recall, density_coverage = metrics = reference.metrics
-    sureness = InceptionScore(SPLITS if len(images) >= SMALL else 1)
+    sureness = InceptionScore(SPLITS if len(images) >= SMALL else 1, len(images))
     agreement = LabelAgreement(lambda log_probs: log_probs.argmax(1))
     for metric in metrics:
         metric.reset()
@@ -149,6 +150,7 @@ def score(
         "reference": reference.name,
         "reference_n": len(reference.images),
         "features": network.name,
+        "weights": network.weights,
     }
     say(headline(scores))
     return scores

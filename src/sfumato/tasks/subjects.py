@@ -46,6 +46,7 @@ MODEL_FILES = (
 TRAIN_ROWS = 10_000  # training rows that scores look at, the first ones
 HELD_OUT_ROWS = 1_000  # held-out rows that they look at, likewise
 REFERENCE_ROWS = 50_000  # of a reference, evenly spread over it
+LEAST = 4  # pictures that scores by features are measured of: precision looks for the third neighbour of each
 PARTS = ("test", "train")
 
 
@@ -64,13 +65,14 @@ class Pictures:
 class Against:
     """The reference's pictures, and other real ones of the same source where there are any.
 
-    images: uint8 (N, H, W, C).  real(n): so many of the other part, or all of it, whose score is what a perfect model
-    would have.  held_out, train, train_labels: the first ones, for the distances to the nearest training picture.
+    images: uint8 (N, H, W, C).  real(n): so many of the other part, or all of it, with their labels, whose score is
+    what a perfect model would have; none beside a folder or a file, whose source has no other part.
+    held_out, train, train_labels: the first ones, for the distances to the nearest training picture.
     """
 
     name: str
     images: np.ndarray
-    real: Callable[[int], np.ndarray] | None = None
+    real: Callable[[int], tuple[np.ndarray, np.ndarray | None]] | None = None
     real_name: str = ""
     held_out: np.ndarray | None = None
     train: np.ndarray | None = None
@@ -189,7 +191,7 @@ def against(reference: str, own: Data | None) -> Against:
     found = Against(f"{pictures.name}, {len(pictures.images):,} pictures", pictures.images)
     if own is None:
         return found
-    return replace(_of_data(own, "test"), name=found.name, images=found.images)
+    return replace(_of_data(own, "test"), name=found.name, images=found.images, real=None, real_name="")
 
 
 def _of_data(own: Data, part: str) -> Against:
@@ -204,11 +206,12 @@ def _of_data(own: Data, part: str) -> Against:
     if part == "train":
         rows, other, its = splits.train, splits.held_out, "held-out"
     images, first = pictures(rows, REFERENCE_ROWS), first_rows(splits.train, TRAIN_ROWS)
+    enough = other.count is None or other.count >= LEAST
     return Against(
         name=f"{part} split of {own.name}, {len(images):,} rows",
         images=images,
-        real=lambda n: real_pictures(other, splits.info, n)[0][0],
-        real_name=its,
+        real=(lambda n: real_pictures(other, splits.info, n)[0]) if enough else None,
+        real_name=its if enough else "",
         held_out=spread(first_rows(splits.held_out, HELD_OUT_ROWS)["x"].numpy(), splits.info.levels or 256),
         train=spread(first["x"].numpy(), splits.info.levels or 256),
         train_labels=first["label"].numpy() if "label" in first else None,
@@ -235,10 +238,17 @@ def alike(images: np.ndarray, reference: np.ndarray, whose: str, name: str) -> n
     return recolour(images.transpose(0, 3, 1, 2), wanted[2]).transpose(0, 2, 3, 1)
 
 
+def evenly(count: int, most: int) -> np.ndarray:
+    """Numbers of at most so many rows of `count`, evenly spread over them, since they may lie sorted by class."""
+    few = min(most, count)
+    return np.arange(few) * count // few
+
+
 def labels_as(pictures: Pictures, names: tuple[str, ...]) -> np.ndarray | None:
-    """The labels (N,) as numbers of these classes: by name if they are the same names, else as they are; or None."""
+    """The labels (N,) as numbers of these classes: by name, or as they are if they are named by numbers; or None."""
     if pictures.labels is None or not names:
         return None
     if set(pictures.label_names) <= set(names):
         return np.array([names.index(name) for name in pictures.label_names])[pictures.labels]
-    return pictures.labels if int(pictures.labels.max()) < len(names) else None
+    numbers = all(name.isdecimal() for name in pictures.label_names)
+    return pictures.labels if numbers and int(pictures.labels.max()) < len(names) else None
