@@ -60,3 +60,10 @@ def test_features_that_are_not_there_stop_a_run_before_it_starts(tmp_path: Path)
     with pytest.raises(ValueError, match="nosuch"):
         train_tiny(tiny(features="nosuch"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_features_that_cannot_see_the_pictures_stop_a_run_before_its_first_step(tmp_path: Path) -> None:
+    """Those of 28x28 digits, asked for 8x8 ones."""
+    with pytest.raises(ValueError, match="28, 28"):
+        train_tiny(tiny(features="mnist"), tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()

@@ -80,7 +80,7 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize("decay", sorted(DECAYS))
 def test_learning_rates(decay: str) -> None:
     run = tiny(steps=100, optimiser=Optimiser(learning_rate=2.0, warmup=10, decay=decay))
-    rates = [learning_rate(run, k) for k in range(1, 101)]
+    rates = [learning_rate(run.optimiser, run.steps, k) for k in range(1, 101)]
     np.testing.assert_allclose(rates[:10], 2.0 * np.arange(1, 11) / 10, rtol=1e-12)
     done = (np.arange(11, 101) - 10) / 90
     expected = {
@@ -90,7 +90,7 @@ def test_learning_rates(decay: str) -> None:
         "inverse_sqrt": np.sqrt(10 / np.arange(11, 101)),
     }[decay]
     np.testing.assert_allclose(rates[10:], 2.0 * expected, rtol=1e-9, atol=1e-12)
-    assert learning_rate(replace(run, optimiser=Optimiser(learning_rate=2.0, warmup=0, decay=decay)), 1) <= 2.0
+    assert learning_rate(Optimiser(learning_rate=2.0, warmup=0, decay=decay), run.steps, 1) <= 2.0
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(

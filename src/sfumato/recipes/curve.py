@@ -7,7 +7,6 @@ same reference pictures.  The floor is the score of as many real training pictur
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,12 @@ def seconds_at(log: Path, step: int) -> float:
     lines = [(line["step"], line["seconds"]) for line in read(log) if "seconds" in line]
     at, seconds = zip(*lines, strict=True) if lines else ((), ())
     return float(np.interp(step, [0, *at], [0.0, *seconds]))
+
+
+def check_features(training: Training) -> None:
+    """ValueError if the run's features cannot look at its pictures, which would else be said at the end."""
+    levels = training.splits.info.levels
+    feature_network(training.run.features).look(scores.pictures_of(training.splits.held_out, 1, levels))
 
 
 def learning_curve(training: Training, say: Callable[[str], None], n: int = POINT_SAMPLES) -> dict[str, Any]:
@@ -63,7 +68,7 @@ def _model_of(training: Training, snapshot: Path) -> Model:
     length = f"{training.run.ema[0]}/"
     weights = {name.removeprefix(length): x.float() for name, x in tensors.items() if name.startswith(length)}
     native.fill(training.averaged, weights, str(snapshot))
-    return Model(replace(training.config), training.averaged)
+    return Model(training.config, training.averaged)
 
 
 def lines(curve: dict[str, Any]) -> list[str]:
@@ -71,7 +76,7 @@ def lines(curve: dict[str, Any]) -> list[str]:
     rows = [f"| {p['seconds'] / 60:.0f} | {p['step']} | {p['frechet']:.3f} |" for p in curve["points"]]
     return [
         f"Learning curve: {curve['title']} of {curve['n']:,} samples against the {curve['reference']}; "
-        f"as many real training pictures have {curve['floor']:.3f}.",
+        f"as many real training pictures have {curve['floor']:.3f}. {scores.caution(curve['n'])}".strip(),
         "",
         f"| minutes | step | {curve['title']} |",
         "|---|---|---|",

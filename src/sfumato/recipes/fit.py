@@ -21,7 +21,7 @@ import numpy as np
 from sfumato.checkpoints import native
 from sfumato.model import Model
 from sfumato.recipes.card import card
-from sfumato.recipes.curve import learning_curve
+from sfumato.recipes.curve import check_features, learning_curve
 from sfumato.tasks import evaluate, film, generate, write
 from sfumato.tasks.features import feature_network
 from sfumato.train import Run, Training, held_out_loss, train
@@ -36,6 +36,8 @@ def fit(run: Run, out: Path, init: Model | None, command: str, say: Say, report:
     if run.features:
         feature_network(run.features)  # what the learning curve will need is a mistake now, not at the end
     training = Training(run, out, init, say)
+    if run.features:
+        check_features(training)
     if training.step >= run.steps:
         say(f"{out} is trained to step {training.step} already")
         if training.is_main and not (out / "model").exists():  # it was killed between its last two writes

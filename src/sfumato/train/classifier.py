@@ -41,7 +41,7 @@ from sfumato.nn import UNetConfig
 from sfumato.noise import EPS, NETWORK, TIMES, philox
 from sfumato.train import state
 from sfumato.train.ema import EMA
-from sfumato.train.run import Optimiser, Run, fit_codec
+from sfumato.train.run import Optimiser, fit_codec
 from sfumato.train.trainer import Step, learning_rate
 
 
@@ -120,11 +120,10 @@ class ClassifierTraining:
         self.optimiser = torch.optim.AdamW(
             self.net.parameters(), o.learning_rate, (o.beta1, o.beta2), weight_decay=o.weight_decay, fused=True
         )
-        self.pace = Run(steps=run.steps, optimiser=o)  # whose learning rates are this training's
         self.step, self.seconds = 0, 0.0
         self.classifier()  # which knows what cannot be
         if resume:
-            state.check_same_run(self.out, run)  # it asks for the document alone
+            state.check_same_run(self.out, run)
             self._resume()
 
     def classifier(self, **facts: Any) -> Classifier:
@@ -166,7 +165,7 @@ def train_classifier(training: ClassifierTraining) -> Iterator[Step]:
         if training.step >= run.steps:
             return
         k = training.step + 1
-        rate = learning_rate(training.pace, k)
+        rate = learning_rate(run.optimiser, run.steps, k)
         for group in training.optimiser.param_groups:
             group["lr"] = rate
         loss, norm = _one_step(training, rows, k)

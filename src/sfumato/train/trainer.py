@@ -43,7 +43,7 @@ from sfumato.train import state
 from sfumato.train.coupling import COUPLINGS
 from sfumato.train.ema import EMA
 from sfumato.train.objectives import MEASURED, OBJECTIVES, Objective
-from sfumato.train.run import Run, fit_codec, load_source, model_config
+from sfumato.train.run import Optimiser, Run, fit_codec, load_source, model_config
 from sfumato.train.uncertainty import Uncertainty
 
 HISTORY = 10  # losses remembered at each step for importance sampling
@@ -59,12 +59,12 @@ DECAYS: dict[str, Callable[[float, float], float]] = {
 }
 
 
-def learning_rate(run: Run, step: int) -> float:
+def learning_rate(o: Optimiser, steps: int, step: int) -> float:
     """The rate of step k = 1..steps: a rise from 0 over the warm-up, then a row of DECAYS."""
-    o, warmup = run.optimiser, max(run.optimiser.warmup, 1)
+    warmup = max(o.warmup, 1)
     if step <= o.warmup:
         return o.learning_rate * step / warmup
-    done = (step - o.warmup) / max(run.steps - o.warmup, 1)
+    done = (step - o.warmup) / max(steps - o.warmup, 1)
     return o.learning_rate * DECAYS[o.decay](min(done, 1.0), step / warmup)
 
 
@@ -259,7 +259,7 @@ def train(training: Training) -> Iterator[Step]:
     while training.step < run.steps:
         rows, other = next(batches), next(others) if others else None
         k = training.step + 1
-        rate = learning_rate(run, k)
+        rate = learning_rate(run.optimiser, run.steps, k)
         for group in training.optimiser.param_groups:
             group["lr"] = rate
         loss, norm = _one_step(training, rows, other, k)
