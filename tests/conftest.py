@@ -20,6 +20,11 @@ settings.register_profile("sfumato", deadline=None, derandomize=True, max_exampl
 settings.load_profile("sfumato")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow ones first, so that no worker is left with a long one at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 def one_of_each(name: str) -> Schedule:
     """The schedule of a row of SCHEDULES with its own defaults; from_betas has none."""
     if name == "from_betas":
