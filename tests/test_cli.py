@@ -175,7 +175,7 @@ def test_help_loads_only_what_it_shows(line: str) -> None:
         ("sample", None),
         ("sample nothing-like-it", "unknown model 'nothing-like-it'"),
         ("evaluate nothing-like-it", "unknown model 'nothing-like-it'"),
-        ("models digits", "takes no arguments; got digits"),
+        ("models digits mnist", "takes one MODEL at most; got digits mnist"),
     ],
 )
 def test_a_mistake_is_one_line(line: str, expected: str | None, capsys: Capture, tmp_path: Path) -> None:
@@ -452,6 +452,9 @@ def test_models_lists_the_zoo(capsys: Capture, tmp_path: Path, monkeypatch: pyte
     assert "MiB" in text
     said(capsys, "sample", "planted", "-n", 2, "--out", tmp_path / "a.png")
     assert "did you mean 'planted'" in refused(capsys, "sample", "plantd")
+    assert said(capsys, "models", "planted").strip() == model.load("planted").card.strip()
+    assert "99.54" in said(capsys, "models", "mnist")  # a classifier, since this zoo has no such model
+    assert "did you mean 'planted'" in refused(capsys, "models", "plantd")
 
 
 def test_dry_run_prints_the_plan_and_writes_nothing(

@@ -53,6 +53,22 @@ def test_digits_keep_the_demos_promises(digits: Model) -> None:
     assert scores["nearest"]["least"] >= scores["nearest"]["held_out_least"]
 
 
+@pytest.mark.parametrize("name", ["mnist", "cifar10"])
+def test_the_card_prints_a_learning_curve_that_falls(name: str) -> None:
+    """FD at the end below that after at most 30 minutes, and below neither real pictures; within the time promised."""
+    model = load(name)
+    curve = model.config.training["scores"]["curve"]
+    early = [point for point in curve["points"] if point["seconds"] <= 30 * 60]
+    last = curve["points"][-1]
+    assert curve["n"] == 1000
+    if name == "cifar10":
+        assert last["frechet"] < min(point["frechet"] for point in early)
+    assert last["frechet"] > curve["floor"]
+    for point in curve["points"]:
+        assert f"| {point['seconds'] / 60:.0f} | {point['step']} | {point['frechet']:.3f} |" in model.card
+    assert f"real training pictures have {curve['floor']:.3f}" in model.card
+
+
 @pytest.mark.slow
 @needs_mnist
 def test_mnist_keeps_its_promises() -> None:

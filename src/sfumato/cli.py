@@ -215,11 +215,19 @@ def evaluate(args: Sequence[str]) -> None:
 
 
 def models(args: Sequence[str]) -> None:
-    """list the models and classifiers of the zoo"""
-    if args and args[0] not in ("-h", "--help"):
-        raise ValueError(f"sfumato models takes no arguments; got {' '.join(args)}")
+    """list the models and classifiers of the zoo, or print the card of one"""
+    if args and args[0] in ("-h", "--help"):
+        print("sfumato models [MODEL]\n\nThe models and classifiers of the zoo; of one MODEL, its card.")
+        return
+    if len(args) > 1:
+        raise ValueError(f"sfumato models takes one MODEL at most; got {' '.join(args)}")
     from sfumato.classifier import classifiers, load_classifier
     from sfumato.model import load, zoo
+
+    if args:
+        classifier = args[0] in classifiers() and args[0] not in zoo()
+        print((load_classifier(args[0]) if classifier else load(args[0])).card.strip())
+        return
 
     rows = []
     for name, folder in zoo().items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -130,6 +131,12 @@ def test_it_writes_picture_table_and_page(name: str, tmp_path: Path, saved: Call
         assert len(image.convert("L").getcolors() or []) > 10  # something is drawn
     lines = (out / f"{name}.csv").read_text().splitlines()
     assert lines[0] == ",".join(TINY[name][0].COLUMNS)
+    document = json.loads((out / f"{name}.json").read_text(), parse_constant=pytest.fail)
+    assert [list(row) for row in document["rows"]] == [list(TINY[name][0].COLUMNS)] * (len(lines) - 1)
+    assert document["command"].startswith(f"sfumato reproduce {name} --quick")
+    assert document["seed"] == 0
+    if name in TIMED:  # and scored
+        assert {"features", "features_weights", "reference", "reference_n", "ema", "weights"} <= document.keys()
     page = (out / "README.md").read_text()
     assert "Quick run" in page
     assert f"sfumato reproduce {' '.join(asked)}" in page
@@ -140,7 +147,7 @@ def test_it_writes_picture_table_and_page(name: str, tmp_path: Path, saved: Call
 
         assert digest(load(folder)) in page
     left = {path.name for path in out.iterdir()}
-    assert left - {"README.md", f"{name}.png", f"{name}.csv", f"{name}.gif", "training-2"} == set()
+    assert left - {"README.md", f"{name}.png", f"{name}.csv", f"{name}.json", f"{name}.gif", "training-2"} == set()
 
 
 @pytest.mark.slow

@@ -271,6 +271,15 @@ def test_any_composition_keeps_x_t(outer: str, inside: str, outside: str, w: lis
         assert float(p.x0.abs().max()) <= 1 + 1e-6
 
 
+@pytest.mark.parametrize("inside", MIXES)
+def test_one_guidance_within_another_is_refused(mix: Callable[[Denoiser], Guided], inside: str) -> None:
+    """Both would be steered by the same w, of which the inner one is told nothing."""
+    with pytest.raises(ValueError, match="two guidances came that both are steered by w"):
+        mix(clip(MIXES[inside](model())))
+    with pytest.raises(ValueError, match="two guidances came"):
+        autoguide(model(), MIXES[inside](model(1)))
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

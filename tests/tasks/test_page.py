@@ -148,11 +148,11 @@ def test_the_nearest_training_pictures_are_the_nearest() -> None:
 
 
 def test_side_by_side_marks_the_best_and_says_what_is_not_alike(tmp_path: Path) -> None:
-    good, bad = evaluated("good"), evaluated("bad", n=30, top=90)
+    good, bad = evaluated("good"), evaluated("bad", top=90)
     text = page.html([good, bad])
     checked = Checker(text)
     said = " ".join(checked.texts)
-    assert "n is not the same for all (good: 40, bad: 30)" in said
+    assert "is not the same for all" not in said
     assert "good and bad compared" in said
     for name, rows in side_by_side([good.scores, bad.scores]):
         which = best(rows)
@@ -168,7 +168,6 @@ def test_side_by_side_marks_the_best_and_says_what_is_not_alike(tmp_path: Path) 
     )
     told = page.printed([good, bad])
     assert told.heads == ["score", "good", "bad"]
-    assert any("n is not the same" in note for note in told.notes)
     assert next(row for row in told.rows if row[0] == "FD(stub)")[1].endswith(" *")
     page.write(tmp_path / "deep" / "page", [good, bad], "")
     stored = json.loads((tmp_path / "deep" / "page" / "scores.json").read_text())
@@ -176,8 +175,26 @@ def test_side_by_side_marks_the_best_and_says_what_is_not_alike(tmp_path: Path) 
     assert (tmp_path / "deep" / "page" / "index.html").read_text() == text
 
 
+def test_what_is_measured_otherwise_is_said_and_no_one_is_best() -> None:
+    good, fewer = evaluated("good"), evaluated("fewer", n=30, top=90)
+    said = " ".join(Checker(page.html([good, fewer])).texts)
+    assert "n is not the same for all (good: 40, fewer: 30)" in said
+    assert any("n is not the same" in note for note in page.printed([good, fewer]).notes)
+    for name, rows in side_by_side([good.scores, fewer.scores]):
+        if name.startswith(("FD", "kernel", "precision")):
+            assert best(rows) is None
+
+
+def test_features_that_were_learned_from_the_floors_pictures_say_so() -> None:
+    how = {**evaluated("good").scores["how"], "features_learned": "the training part of stubs"}
+    (said,) = [line for line in cautions([how, how]) if "learned" in line]
+    assert said.startswith("the features were learned from the training part of stubs: of training pictures")
+    assert not any("learned" in line for line in cautions([evaluated("good").scores["how"]]))
+
+
 def test_best_needs_two_that_differ() -> None:
-    lower = {"better": "lower", "value": 1.0, "error": None}
+    lower = {"better": "lower", "value": 1.0, "error": None, "n": 40, "reference": "a", "features": None}
+    assert best([lower, {**lower, "value": 2.0, "reference": "b"}]) is None
     assert best([lower, None]) is None
     assert best([lower, {**lower, "value": 2.0}, None]) == 0
     assert best([{**lower, "better": "higher"}, {**lower, "better": "higher", "value": 2.0}]) == 1
@@ -190,7 +207,8 @@ def test_best_leads_by_more_than_the_error() -> None:
     """Two standard errors of the difference, to each of the others: 0.05 beside 0.12 is 0.13, twice."""
 
     def kernel(*values: tuple[float, float]) -> list[dict[str, object]]:
-        return [{"better": "lower", "value": value, "error": error} for value, error in values]
+        alike = {"better": "lower", "n": 40, "reference": "a", "features": None}
+        return [{**alike, "value": value, "error": error} for value, error in values]
 
     assert best(kernel((-0.02, 0.05), (0.2, 0.12))) is None  # an estimate below 0 is none that wins
     assert best(kernel((-0.02, 0.05), (0.25, 0.12))) == 0

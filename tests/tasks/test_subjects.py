@@ -13,7 +13,7 @@ from PIL import Image
 from sfumato import data
 from sfumato.data import Data
 from sfumato.model import Model
-from sfumato.tasks import Samples, write
+from sfumato.tasks import Samples, subjects, write
 from sfumato.tasks.subjects import Pictures, against, alike, evenly, labels_as, read_pictures, subject
 
 from ..tiny import random_model
@@ -152,6 +152,21 @@ def test_references(tmp_path: Path) -> None:
     assert np.array_equal(beside.images, some())
     assert beside.train is not None  # of which samples may be copies, whatever they are held against
     assert (beside.real, beside.real_name) == (None, "")  # another source, of which there is no other part
+
+
+def test_rows_that_lie_sorted_by_class_are_all_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of more pictures than scores look at, some of every class."""
+    monkeypatch.setattr(subjects, "TRAIN_ROWS", 20)
+    monkeypatch.setattr(subjects, "HELD_OUT_ROWS", 10)
+    labels = np.arange(200) // 20
+    images = np.broadcast_to(labels[:, None, None].astype(np.uint8), (200, 4, 4))
+    np.savez(tmp_path / "sorted.npz", images=images, labels=labels)
+    found = against("test", Data("file", path=str(tmp_path / "sorted.npz"), held_out=5))
+    assert found.train is not None
+    assert found.train_labels is not None
+    assert found.held_out is not None
+    assert np.bincount(found.train_labels).tolist() == [2] * 10
+    assert set(found.train[:, 0, 0, 0]) == set(found.held_out[:, 0, 0, 0]) == set(range(10))
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 EXPERIMENTS is the whole table; a new experiment is one file and one row.  `reproduce(NAME)` writes
 
-    OUT/NAME.png   OUT/NAME.csv   OUT/README.md      (and OUT/NAME.gif for a film; `report` says how)
+    OUT/NAME.png   OUT/NAME.csv   OUT/NAME.json   OUT/README.md      (and OUT/NAME.gif for a film; `report` says how)
 
 To resume a run that was stopped, give the same command again.
 """

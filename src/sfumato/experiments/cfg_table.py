@@ -138,6 +138,7 @@ def run(request: Request) -> Report:
         columns=COLUMNS,
         rows=table(points, real),
         figure=_draw(points, real, on),
+        facts=on.facts,
     )
 
 

@@ -65,11 +65,12 @@ class Arm:
     scales: tuple[float, ...] = SCALES
 
 
-DDIM, ANCESTRAL, CONDITIONAL = "unconditional, Algorithm 2", "unconditional, Algorithm 1", "conditional, Algorithm 2"
+DDIM, ANCESTRAL, CONDITIONAL = "unconditional, Algorithm 2", "unconditional, Algorithm 1", "conditional, Algorithm 1"
+# the published curves are by Algorithm 1
 ARMS = {
-    DDIM: Arm("ddim", 2, 0.0),
     ANCESTRAL: Arm("ancestral", 1, 0.0),
-    CONDITIONAL: Arm("ddim", 2, 1.0, (0.0, 1.0, 10.0)),
+    CONDITIONAL: Arm("ancestral", 1, 1.0, (0.0, 1.0, 10.0)),
+    DDIM: Arm("ddim", 2, 0.0),
 }
 STYLES = {DDIM: "o-", ANCESTRAL: "s--", CONDITIONAL: "d-."}
 
@@ -129,6 +130,7 @@ def run(request: Request) -> Report:
         columns=COLUMNS,
         rows=[*table(points, real, steps), *gaussian_table(gaussians, size.chain)],
         figure=_draw(points, real, on, gaussians),
+        facts={**on.facts, "guiding_classifier": digest(judge)},
     )
 
 
@@ -171,15 +173,17 @@ def basis(on: Bench, judge: Classifier, size: Size, steps: Mapping[str, int]) ->
         f"the classifier that guides: {sum(p.numel() for p in judge.net.parameters()):,} parameters, noise-aware, "
         f"weights sha256 `{digest(judge)}`; "
         f"agreement is judged by `{on.network.name}`",
-        "published: arXiv:2105.05233, table 4, ImageNet 256x256, 50,000 samples",
+        "published: arXiv:2105.05233, table 4, ImageNet 256x256, 50,000 samples, Algorithm 1 with 250 steps; so the "
+        f"curves by Algorithm 1 ({steps['ancestral']} steps) stand beside it",
         f"Gaussians: schedule {guided_gaussians.SCHEDULE}, grid {guided_gaussians.GRID}, {size.chain} steps, moments "
         "propagated exactly, float64",
     ]
 
 
 def _published(p: Point) -> Row | None:
-    """The published figures beside a point: those of the curves by Algorithm 2 stand for both algorithms."""
-    return ADM.get((ARMS[p.curve].w == 1, p.scale))
+    """The published figures beside a point: they are by Algorithm 1."""
+    arm = ARMS[p.curve]
+    return ADM.get((arm.w == 1, p.scale)) if arm.algorithm == 1 else None
 
 
 def table(points: Sequence[Point], real: Real, steps: Mapping[str, int]) -> list[list[Any]]:
@@ -228,16 +232,16 @@ def numbers(points: Sequence[Point], real: Real) -> list[list[str]]:
 
 def words(points: Sequence[Point], real: Real) -> str:
     """What the numbers say beside the published ones: where the shapes differ, and why."""
-    paragraphs = [_agreement(points), _distance(points, DDIM, real), _variety(points), _algorithms(points, real)]
+    paragraphs = [_agreement(points), _distance(points, ANCESTRAL, real), _variety(points), _algorithms(points, real)]
     return "\n\n".join([*(text for text in paragraphs if text), _distance(points, CONDITIONAL, real)])
 
 
 def _agreement(points: Sequence[Point]) -> str:
     """Whether the samples show what was asked for."""
-    here = of(points, DDIM)
+    here = of(points, ANCESTRAL)
     if here[0].values["agreement"] is None:
         return ""
-    first, one, last = here[0], at(points, DDIM, 1.0), here[-1]
+    first, one, last = here[0], at(points, ANCESTRAL, 1.0), here[-1]
     text = (
         f"**Agreement** with the label asked for, by the classifier that does not guide: {percent(first['agreement'])} "
         f"without guidance, which knows no label, {percent(one['agreement'])} at scale 1, "
@@ -308,7 +312,7 @@ def _of_unguided(curve: str) -> Row:
 
 def _variety(points: Sequence[Point]) -> str:
     """Precision and recall of the unconditional model by scale."""
-    here, found, same = of(points, DDIM), [], []
+    here, found, same = of(points, ANCESTRAL), [], []
     ends = ADM[False, 0.0], ADM[False, 10.0]
     for name in ("precision", "recall"):
         values = [p[name] for p in here]
@@ -320,7 +324,7 @@ def _variety(points: Sequence[Point]) -> str:
             f"{name}, published {getattr(ends[0], name)} to {getattr(ends[1], name)} from scale 0 to 10, here "
             f"{course(values, within)} ({_by_scale(here, name, '{:.2f}')})"
         )
-    text = f"**Precision and recall, {DDIM}.** {found[0].capitalize()}; {found[1]}. "
+    text = f"**Precision and recall, {ANCESTRAL}.** {found[0].capitalize()}; {found[1]}. "
     if all(same):
         return text + "It is the published trade: certainty for variety."
     if same[1]:
@@ -358,7 +362,7 @@ def _algorithms(points: Sequence[Point], real: Real) -> str:
 def _draw(points: Sequence[Point], real: Real, on: Bench, gaussians: Sequence[guided_gaussians.Line]) -> Figure:
     drawn = figures.figure(13, 8)
     axes = drawn.subplot_mosaic([["a", "b", "c"], ["d", "d", "e"]], height_ratios=(1, 1.1))
-    title, plain = on.network.title, of(points, DDIM)
+    title, plain = on.network.title, of(points, ANCESTRAL)
     for curve, style in STYLES.items():
         here = of(points, curve)
         if here[0].values["agreement"] is not None:
@@ -383,5 +387,5 @@ def _draw(points: Sequence[Point], real: Real, on: Bench, gaussians: Sequence[gu
     for key in "abce":
         axes[key].legend(fontsize=7)
     names = [f"{p.scale:g}" for p in plain]
-    strips(axes["d"], plain, names, f"{DDIM}, by scale: one noise and one label a column")
+    strips(axes["d"], plain, names, f"{ANCESTRAL}, by scale: one noise and one label a column")
     return drawn

@@ -150,6 +150,7 @@ def run(request: Request) -> Report:
         columns=COLUMNS,
         rows=rows,
         figure=_draw(table, size, title, subject),
+        facts={**subject.facts, "sampler": "ddim:eta=ETA", "guidance": 1.0},
     )
 
 

@@ -1,6 +1,7 @@
 """What an experiment is asked, and what it leaves behind.
 
     OUT/NAME.png     the figure, under 300 KB            OUT/NAME.csv   every number behind it
+    OUT/NAME.json    the same numbers with all that they rest on: command, seed, seconds, features, reference, weights
     OUT/README.md    the page: what is shown, from which weights and data, by which command, and the main numbers
     OUT/unfinished/  blocks of a run that was stopped; gone when the page is written
 
@@ -13,10 +14,11 @@ import csv
 import hashlib
 import io
 import json
+import math
 import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +68,8 @@ class Report:
     """What an experiment gives: its text, its figure, its numbers.
 
     shown: what is computed and by which formula; see: what one should see in it (both Markdown).
-    basis: lines about the model, the data and how much of it.  numbers: the main ones, a table under `heads`.
+    basis: lines about the model, the data and how much of it; facts: what all rows have in common, for the JSON.
+    numbers: the main ones, a table under `heads`.
     columns, rows: the CSV.  film: uint8 frames (H, W), if there is one.
     """
 
@@ -80,6 +83,7 @@ class Report:
     figure: Figure
     film: Sequence[np.ndarray] = ()
     heads: Sequence[str] = ("what", "value")
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 def digest(model: Model | Classifier) -> str:
@@ -127,6 +131,27 @@ def _csv(report: Report) -> bytes:
     return text.getvalue().encode()
 
 
+def _json(request: Request, report: Report, seconds: float) -> bytes:
+    document = {
+        "experiment": request.name,
+        "command": request.command,
+        "quick": request.quick,
+        "seed": request.seed,
+        "seconds": round(seconds, 1),
+        "threads": torch.get_num_threads(),
+        **report.facts,
+        "made_from": list(report.basis),
+        "rows": [{k: _finite(x) for k, x in zip(report.columns, row, strict=True)} for row in report.rows],
+    }
+    return (json.dumps(document, indent=1, allow_nan=False) + "\n").encode()
+
+
+def _finite(value: Any) -> Any:
+    """A number as JSON has it: no infinite ones, none of numpy's."""
+    value = value.item() if isinstance(value, np.generic) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
@@ -152,7 +177,8 @@ def _page(request: Request, report: Report, seconds: float) -> bytes:
         "",
         "## Numbers",
         "",
-        f"All are in [{request.name}.csv]({request.name}.csv), {len(report.rows)} rows of"
+        f"All are in [{request.name}.csv]({request.name}.csv), with what they rest on in"
+        f" [{request.name}.json]({request.name}.json): {len(report.rows)} rows of"
         f" {', '.join(f'`{name}`' for name in report.columns)}. The main ones:",
         "",
         _line(report.heads),
@@ -170,6 +196,7 @@ def _page(request: Request, report: Report, seconds: float) -> bytes:
 def write(request: Request, report: Report, seconds: float) -> None:
     """Write the report to request.out; ValueError if that cannot be written."""
     files = {f"{request.name}.png": figures.png(report.figure), f"{request.name}.csv": _csv(report)}
+    files[f"{request.name}.json"] = _json(request, report, seconds)
     if report.film:
         files[f"{request.name}.gif"] = figures.gif(report.film)
     files["README.md"] = _page(request, report, seconds)

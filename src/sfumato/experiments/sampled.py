@@ -14,7 +14,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
@@ -92,6 +92,23 @@ class Bench:
         return {**self.subject.key, **by, "reference": seen}
 
     @property
+    def facts(self) -> dict[str, Any]:
+        """What every score of a page rests on, for its JSON."""
+        config = self.model.config
+        return {
+            "weights": self.subject.digest,
+            "data": dict(config.data),
+            "ema": config.training.get("ema"),
+            "features": self.network.name,
+            "features_title": self.network.title,
+            "features_weights": self.network.weights,
+            "reference": self.reference.name,
+            "reference_n": len(self.reference.images),
+            "floor": {name: self.floor[name] for name in ("n", "frechet", "precision", "recall")},
+            "usual_sampling": asdict(config.sampling),
+        }
+
+    @property
     def basis(self) -> list[str]:
         """Lines for a page: model, data, features, reference, floor."""
         real = self.floor
@@ -102,6 +119,14 @@ class Bench:
             f"floor: {real['n']:,} real training pictures against the same reference have {self.network.title} "
             f"{real['frechet']:.3g}, kernel distance {real['kernel']['value']:.2g}, precision {real['precision']:.3f}, "
             f"recall {real['recall']:.3f}",
+            *(
+                [
+                    f"the features were learned from {self.network.learned}, the floor's pictures among them, of which "
+                    "they say too much good"
+                ]
+                if self.network.learned
+                else []
+            ),
         ]
 
 

@@ -135,6 +135,7 @@ def run(request: Request) -> Report:
             for name, asked in found
         ],
         figure=_draw(found, distances, size, floor, title),
+        facts={**subject.facts, "guidance": PLAIN},
     )
 
 

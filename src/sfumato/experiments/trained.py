@@ -54,7 +54,8 @@ def trained(request: Request) -> Trained:
     weights = digest(model)
     basis = [
         f"model `{request.model}`: {config.network}, {sum(p.numel() for p in model.net.parameters()):,} parameters, "
-        f"schedule {config.schedule['name']}, target {config.target}, {config.training.get('step', 0)} training steps",
+        f"schedule {config.schedule['name']}, target {config.target}, {config.training.get('step', 0)} training steps, "
+        f"EMA length {config.training.get('ema', 'unknown')}",
         f"weights sha256 `{weights}`",
         f"data: {config.data.get('source', 'unknown')}; held out: {config.data.get('rule', 'unknown')}",
     ]

@@ -322,6 +322,7 @@ def run(request: Request) -> Report:
         columns=COLUMNS,
         rows=table(rows, real, sweep, by_row),
         figure=draw(rows, real, sweep, samples, network.title),
+        facts={"features": network.name, "features_title": network.title, "features_weights": network.weights},
     )
 
 

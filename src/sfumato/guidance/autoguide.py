@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from sfumato.asking import Query, ask
 from sfumato.denoiser import Denoiser, Prediction
-from sfumato.guidance.cfg import TOLD, lerp, mixed, scale
+from sfumato.guidance.cfg import TOLD, lerp, mixed, scale, unsteered
 from sfumato.guidance.guided import Guidance, Guided, without
 
 
@@ -29,10 +29,13 @@ def autoguide(inner: Denoiser, weak: Denoiser) -> Guided:
             "wrap the weaker one in guidance.Rescheduled(weak, model's schedule)"
         )
 
+    unsteered(inner)
+    unsteered(weak)
+
     def combine(query: Query, predictions: Sequence[Prediction]) -> Prediction:
         if scale(query) is None:
             return predictions[0]
         (weaker,) = ask(weak, [without(query, *TOLD)])
         return mixed(lerp, query, predictions[0], weaker)
 
-    return Guided(inner, Guidance(lambda query: [without(query, *TOLD)], combine))
+    return Guided(inner, Guidance(lambda query: [without(query, *TOLD)], combine), steers=True)

@@ -44,6 +44,17 @@ def scale(query: Query) -> Tensor | None:
     return None if bool((w == 1).all()) else w
 
 
+def unsteered(inner: Denoiser) -> None:
+    """ValueError if something within `inner` is steered by w too, which it would not be told."""
+    while isinstance(inner, Guided):
+        if inner.steers:
+            raise ValueError(
+                "two guidances came that both are steered by w (cond['guidance']), so the inner one would never act; "
+                "allowed is one of cfg, rescale, apg and autoguide"
+            )
+        inner = inner.inner
+
+
 def lerp(query: Query, given: Prediction, other: Prediction, w: Tensor) -> Prediction:
     """(1)."""
     x0, eps = torch.lerp(other.x0, given.x0, w), torch.lerp(other.eps, given.eps, w)
@@ -65,6 +76,7 @@ def mixed(mix: Mix, query: Query, given: Prediction, other: Prediction) -> Predi
 
 def halves(inner: Denoiser, mix: Mix) -> Guided:
     """`inner` asked with its conditions and with their null in one call, and mixed."""
+    unsteered(inner)
 
     def expand(query: Query) -> Sequence[Query]:
         given = without(query, *TOLD)
@@ -85,7 +97,7 @@ def halves(inner: Denoiser, mix: Mix) -> Guided:
     def combine(query: Query, predictions: Sequence[Prediction]) -> Prediction:
         return predictions[0] if len(predictions) == 1 else mixed(mix, query, *predictions)
 
-    return Guided(inner, Guidance(expand, combine))
+    return Guided(inner, Guidance(expand, combine), steers=True)
 
 
 def cfg(inner: Denoiser) -> Guided:

@@ -23,10 +23,13 @@ class Guidance:
 
 @final
 class Guided(Denoiser):
-    """`inner` under a guidance; queries are joined row by row into one call of `inner`."""
+    """`inner` under a guidance; queries are joined row by row into one call of `inner`.
 
-    def __init__(self, inner: Denoiser, guidance: Guidance):
-        self.inner, self.guidance = inner, guidance
+    steers: the guidance is steered by cond["guidance"], which `inner` is not told.
+    """
+
+    def __init__(self, inner: Denoiser, guidance: Guidance, steers: bool = False):
+        self.inner, self.guidance, self.steers = inner, guidance, steers
         self.schedule, self.null_cond = inner.schedule, inner.null_cond
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Cond | None = None) -> Prediction:

@@ -37,6 +37,7 @@ class FeatureNetwork:
     label_names: the data's own labels that the log_probs are about, in their order; none if they are about other
         classes (ImageNet's) or there are none.
     weights: the `fingerprint` of its weights, since a name may come to mean others; "" if not known.
+    learned: what it was trained on, where that is data of ours, and what it is worth on the rest; else "".
     """
 
     name: str
@@ -44,6 +45,7 @@ class FeatureNetwork:
     look: Callable[[np.ndarray], Seen]
     label_names: tuple[str, ...] = ()
     weights: str = ""
+    learned: str = ""
 
     @property
     def classes(self) -> int:

@@ -7,6 +7,7 @@ same reference pictures.  The floor is the score of as many real training pictur
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def check_features(training: Training) -> None:
 
 
 def learning_curve(training: Training, say: Callable[[str], None], n: int = POINT_SAMPLES) -> dict[str, Any]:
-    """{"title", "features", "n", "reference", "floor", "points": [{"step", "seconds", "frechet"}, ...]}."""
+    """How every point is measured, "floor", and "points": [{"step", "seconds", "frechet"}, ...]."""
     run, splits, levels = training.run, training.splits, training.splits.info.levels or 256
     network = feature_network(run.features)
     held_out = scores.pictures_of(splits.held_out, REFERENCE_ROWS, levels)
@@ -55,8 +56,11 @@ def learning_curve(training: Training, say: Callable[[str], None], n: int = POIN
     return {
         "title": network.title,
         "features": network.name,
+        "features_weights": network.weights,
         "n": n,
         "reference": against.name,
+        "sampling": {**asdict(run.sampling), "seed": 0},
+        "ema": run.ema[0],
         "floor": floor["frechet"],
         "points": points,
     }

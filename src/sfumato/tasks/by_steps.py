@@ -1,6 +1,7 @@
 """The score by number of steps: the same seeds, walked in few steps and in many, beside real data of the same n.
 
-    {"score", "n", "reference", "real", "real_n", "points": [{"steps", "value", "milliseconds_per_sample"}, ...]}
+    {"score", "n", "reference", "sampling": {sampler, grid, seed, guidance, n}, "real", "real_n",
+     "points": [{"steps", "value", "milliseconds_per_sample"}, ...]}
 
 By a feature network it is the Frechet distance; without one the energy distance of the values, in codec units.
 """
@@ -18,7 +19,7 @@ from sfumato.metrics import EnergyDistance
 from sfumato.model import Model
 from sfumato.tasks import scores
 from sfumato.tasks.generate import Samples
-from sfumato.tasks.subjects import HELD_OUT_ROWS, Lens, evenly, first_rows
+from sfumato.tasks.subjects import HELD_OUT_ROWS, Lens, some_rows
 
 
 def by_features(walks: Mapping[int, Samples], lens: Lens) -> dict[str, Any]:
@@ -28,12 +29,13 @@ def by_features(walks: Mapping[int, Samples], lens: Lens) -> dict[str, Any]:
     points = _points(walks, lambda samples: scores.score(samples.images(), seen, network)["frechet"])
     floor = scores.floor(held.real(n)[0], seen, network) if held.real else {"frechet": None, "n": None}
     beside = {"real": floor["frechet"], "real_n": floor["n"]}
-    return {"score": network.title, "n": n, "reference": held.name, **beside, "points": points}
+    about = {"score": network.title, "n": n, "reference": held.name, "sampling": _sampling(walks)}
+    return {**about, **beside, "points": points}
 
 
 def by_values(model: Model, splits: Splits, walks: Mapping[int, Samples]) -> dict[str, Any]:
     """Their energy distance to held-out rows."""
-    held_out, n = first_rows(splits.held_out, HELD_OUT_ROWS)["x"], len(next(iter(walks.values())).x)
+    held_out, n = some_rows(splits.held_out, HELD_OUT_ROWS)["x"], len(next(iter(walks.values())).x)
     metric = EnergyDistance(model.codec.encode(held_out).numpy())
 
     def score(x: Tensor) -> float:
@@ -46,10 +48,17 @@ def by_values(model: Model, splits: Splits, walks: Mapping[int, Samples]) -> dic
         "score": "energy distance",
         "n": n,
         "reference": f"held-out rows, {len(held_out):,}",
+        "sampling": _sampling(walks),
         "real": score(real),
         "real_n": len(real),
         "points": _points(walks, lambda samples: score(torch.from_numpy(samples.x))),
     }
+
+
+def _sampling(walks: Mapping[int, Samples]) -> dict[str, Any]:
+    """How all of them were made."""
+    settings = next(iter(walks.values())).settings
+    return {name: value for name, value in settings.items() if name != "steps"}
 
 
 def _points(walks: Mapping[int, Samples], score: Callable[[Samples], float]) -> list[dict[str, float]]:
@@ -60,8 +69,5 @@ def _points(walks: Mapping[int, Samples], score: Callable[[Samples], float]) -> 
 
 
 def _spread_over(rows: Rows, n: int) -> Tensor:
-    """n rows, evenly spread; of a stream the first."""
-    if rows.count is None:
-        return first_rows(rows, n)["x"]
-    found: Any = rows.take(evenly(rows.count, n))["x"]
+    found: Tensor = some_rows(rows, n)["x"]
     return found

@@ -30,7 +30,7 @@ from sfumato.tasks import scores as by_features
 from sfumato.tasks.gaussian import beside_gaussian, gaussian_table
 from sfumato.tasks.generate import Samples, generate
 from sfumato.tasks.records import told
-from sfumato.tasks.subjects import HELD_OUT_ROWS, TRAIN_ROWS, first_rows
+from sfumato.tasks.subjects import HELD_OUT_ROWS, TRAIN_ROWS, some_rows
 
 BOUND_ROWS = HELD_OUT_ROWS  # of the bound
 ODE_TOLERANCE = 1e-3  # a tenth of it changes the digits' bits by less than a third of a standard error of 100 rows
@@ -58,7 +58,7 @@ def lap(seconds: dict[str, float], name: str) -> Iterator[None]:
 
 def bound_of(model: Model, splits: Splits, draws: int | None = DRAWS, rows: int = BOUND_ROWS, seed: int = 0) -> Any:
     """`likelihood.bits_per_dim` of the model, as it samples (clipped, unguided), on held-out rows."""
-    held_out = first_rows(splits.held_out, rows)
+    held_out = some_rows(splits.held_out, rows)
     cond = {"label": held_out["label"].to(model.device)} if model.config.conditions.classes else None
     return bits_per_dim(
         model.guided(),
@@ -71,8 +71,8 @@ def bound_of(model: Model, splits: Splits, draws: int | None = DRAWS, rows: int 
 
 
 def flow_bits_of(model: Model, splits: Splits, rows: int, seed: int = 0) -> dict[str, Any]:
-    """Bits/dim by the probability-flow ODE on the first held-out rows, and the bound, unclipped, on the same."""
-    held_out = first_rows(splits.held_out, rows)
+    """Bits/dim by the probability-flow ODE on held-out rows, and the bound, unclipped, on the same."""
+    held_out = some_rows(splits.held_out, rows)
     cond = {"label": held_out["label"].to(model.device)} if model.config.conditions.classes else None
     turned = isinstance(model.codec, DCTCodec)  # levels are bins of pixels, and their density is that of frequencies
     codec = model.codec.pixels if isinstance(model.codec, DCTCodec) else model.codec
@@ -132,7 +132,7 @@ def measure(
     model: Model, splits: Splits, samples: Samples, *, ode: int = 0, say: Say = lambda text: None
 ) -> tuple[dict[str, Any], Nearest]:
     """The scores of a model by its samples at hand, and how far each of them is from its nearest training row."""
-    held_out, train = first_rows(splits.held_out, BOUND_ROWS), first_rows(splits.train, TRAIN_ROWS)
+    held_out, train = some_rows(splits.held_out, BOUND_ROWS), some_rows(splits.train, TRAIN_ROWS)
     scores: dict[str, Any] = {}
     seconds: dict[str, float] = {}
     if model.config.gaussian:

@@ -262,7 +262,7 @@ def _with_features(found: Evaluation, held: Against, lens: Lens | None, say: Say
         _neighbours("pixels, 0 to 255", images[shown], held.train, lambda x: x.reshape(len(x), -1).astype(np.float32))
     ]
     if lens is not None:
-        look, some = lens.network.look, held.train[:FEATURE_ROWS]
+        look, some = lens.network.look, held.train[evenly(len(held.train), FEATURE_ROWS)]
         rows.append(_neighbours(f"features of {lens.network.name}", images[shown], some, lambda x: look(x).features))
     return replace(found, scores=scores, shown=shown, neighbours=rows)
 
@@ -272,7 +272,7 @@ def _neighbours(by: str, images: np.ndarray, train: np.ndarray, look: Callable[[
 
     distances = cdist(look(images), look(train))
     nearest = np.argsort(distances, axis=1)[:, :NEIGHBOURS]
-    among = f"the first {len(train):,} training pictures"
+    among = f"{len(train):,} training pictures, evenly spread"
     return Neighbours(by, among, train[nearest], np.take_along_axis(distances, nearest, axis=1))
 
 
@@ -292,8 +292,9 @@ def _how(found: Evaluation, held: Against | None, lens: Lens | None, share: Shar
         "ema": reference.get("ema"),
         "features": lens.network.name if lens else None,
         "weights": (lens.network.weights or None) if lens else None,
+        "features_learned": (lens.network.learned or None) if lens else None,
         "training_step": reference.get("training_step"),
-        "sampling_seconds": round(found.samples.seconds, 2),
+        "sampling_seconds": round(found.samples.seconds, 2) or None,  # of pictures that nobody here made
         "threads": torch.get_num_threads(),
         "processes": share.world,
         "sfumato": version("sfumato"),

@@ -43,4 +43,9 @@ def _classifier(name: str | Path) -> FeatureNetwork:
 
     file = find(name) / "model.safetensors"
     weights = fingerprint(file.read_bytes()) if file.is_file() else ""  # its writer was killed between two renames
-    return FeatureNetwork(str(name), f"FD({name})", look, classifier.config.label_names, weights)
+    about = classifier.config
+    learned = f"the training part of {about.data.get('name', 'data unknown')}"
+    accuracy = about.training.get("scores", {}).get("accuracy")
+    if accuracy is not None:
+        learned += f" (labels rightly named on the held-out part: {accuracy:.2%})"
+    return FeatureNetwork(str(name), f"FD({name})", look, about.label_names, weights, learned)

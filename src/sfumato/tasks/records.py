@@ -62,7 +62,7 @@ def _rows(scores: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         )
     if "nearest" in scores:
         found = scores["nearest"]
-        among = {"reference": f"the first {TRAIN_ROWS:,} training rows, or fewer", "features": "values"}
+        among = {"reference": f"{TRAIN_ROWS:,} training rows, or fewer, evenly spread", "features": "values"}
         what = "distance to the nearest training row (median)"
         yield "nearest", _row(what, found["median"], None, found["held_out_median"], **among)
     if "energy" in scores:
@@ -113,6 +113,11 @@ def cautions(hows: Sequence[Mapping[str, Any]]) -> list[str]:
                 f"the real data beside {how['subject']} are {how['real_n']:,} pictures, all there are, and its samples "
                 f"{how['n']:,}: of fewer pictures a distance by features is larger"
             )
+    for learned in dict.fromkeys(how["features_learned"] for how in hows if how.get("features_learned")):
+        said.append(
+            f"the features were learned from {learned}: of training pictures, and so of a floor made of them, they say "
+            "too much good"
+        )
     for name in SETTINGS:
         values = [how[name] for how in hows]
         if any(value != values[0] for value in values):
@@ -140,10 +145,13 @@ def told(value: Any) -> str:
 def best(rows: Sequence[Mapping[str, Any] | None]) -> int | None:
     """Which of the records of one score is best, by more than SURE standard errors of its difference to each other one.
 
-    None where that means nothing, where it is alone, and where another may be as good.
+    None where that means nothing, where it is alone or measured otherwise than another, and where another may be as
+    good.
     """
     there = [(k, row) for k, row in enumerate(rows) if row is not None]
     if len(there) < 2 or there[0][1]["better"] is None:
+        return None
+    if any(len({row[name] for _, row in there}) > 1 for name in ("n", "reference", "features")):
         return None
     sign = 1 if there[0][1]["better"] == "lower" else -1
     (which, first), *others = sorted(there, key=lambda one: sign * one[1]["value"])

@@ -177,7 +177,7 @@ def floor(
     labels: np.ndarray | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """The scores of real pictures, as many as the samples: what a perfect model would have.
+    """The scores of real pictures, as many as the samples: what a model as good as its data would have.
 
     ValueError for the reference's own pictures, which would score as if n were endless.
     """

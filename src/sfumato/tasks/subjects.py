@@ -43,7 +43,7 @@ MODEL_FILES = (
     "run.json",
     "model/config.json",
 )  # what tells a model's folder from one of pictures
-TRAIN_ROWS = 10_000  # training rows that scores look at, the first ones
+TRAIN_ROWS = 10_000  # training rows that scores look at, evenly spread over them
 HELD_OUT_ROWS = 1_000  # held-out rows that they look at, likewise
 REFERENCE_ROWS = 50_000  # of a reference, evenly spread over it
 LEAST = 4  # pictures that scores by features are measured of: precision looks for the third neighbour of each
@@ -66,8 +66,8 @@ class Against:
     """The reference's pictures, and other real ones of the same source where there are any.
 
     images: uint8 (N, H, W, C).  real(n): so many of the other part, or all of it, with their labels, whose score is
-    what a perfect model would have; none beside a folder or a file, whose source has no other part.
-    held_out, train, train_labels: the first ones, for the distances to the nearest training picture.
+    what a model as good as its data would have; none beside a folder or a file, whose source has no other part.
+    held_out, train, train_labels: some, evenly spread, for the distances to the nearest training picture.
     """
 
     name: str
@@ -205,14 +205,14 @@ def _of_data(own: Data, part: str) -> Against:
     rows, other, its = splits.held_out, splits.train, "training"
     if part == "train":
         rows, other, its = splits.train, splits.held_out, "held-out"
-    images, first = pictures(rows, REFERENCE_ROWS), first_rows(splits.train, TRAIN_ROWS)
+    images, first = pictures(rows, REFERENCE_ROWS), some_rows(splits.train, TRAIN_ROWS)
     enough = other.count is None or other.count >= LEAST
     return Against(
         name=f"{part} split of {own.name}, {len(images):,} rows",
         images=images,
         real=(lambda n: real_pictures(other, splits.info, n)[0]) if enough else None,
         real_name=its if enough else "",
-        held_out=spread(first_rows(splits.held_out, HELD_OUT_ROWS)["x"].numpy(), splits.info.levels or 256),
+        held_out=spread(some_rows(splits.held_out, HELD_OUT_ROWS)["x"].numpy(), splits.info.levels or 256),
         train=spread(first["x"].numpy(), splits.info.levels or 256),
         train_labels=first["label"].numpy() if "label" in first else None,
         label_names=splits.info.label_names,
@@ -220,11 +220,11 @@ def _of_data(own: Data, part: str) -> Against:
     )
 
 
-def first_rows(rows: Rows, most: int) -> dict[str, Any]:
-    """The first rows, at most so many; of a stream, whose end is unknown, the first shuffled ones."""
+def some_rows(rows: Rows, most: int) -> dict[str, Any]:
+    """At most so many rows, evenly spread; of a stream, whose end is unknown, the first shuffled ones."""
     if rows.count is None:
         return next(rows.batches(0, most, augment=False))
-    return rows.take(np.arange(min(rows.count, most)))
+    return rows.take(evenly(rows.count, most))
 
 
 def alike(images: np.ndarray, reference: np.ndarray, whose: str, name: str) -> np.ndarray:
