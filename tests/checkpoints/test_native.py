@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -161,3 +163,9 @@ def test_fill_takes_another_precision() -> None:
     native.fill(net, {"weight": torch.tensor([[0.5]]).half(), "bias": torch.tensor([2.0]).bfloat16()}, "here")
     assert net.weight.dtype == torch.float32
     assert net(torch.ones(1)).item() == 2.5
+
+
+def test_json_has_no_numbers_that_are_none(tmp_path: Path) -> None:
+    native.write_json(tmp_path / "a.json", {"a": math.nan, "b": [1.5, math.inf], "c": {"d": (-math.inf, 2)}})
+    found = json.loads((tmp_path / "a.json").read_text(), parse_constant=pytest.fail)
+    assert found == {"a": None, "b": [1.5, None], "c": {"d": [None, 2]}}

@@ -214,3 +214,13 @@ def test_labels_are_matched_by_name() -> None:
 @pytest.mark.parametrize(("count", "most", "expected"), [(10, 5, [0, 2, 4, 6, 8]), (3, 5, [0, 1, 2]), (5, 2, [0, 2])])
 def test_rows_are_chosen_evenly(count: int, most: int, expected: list[int]) -> None:
     assert evenly(count, most).tolist() == expected
+
+
+def test_grey_pictures_saved_in_colour_are_grey(tmp_path: Path) -> None:
+    grey = some()[..., :1]
+    np.savez(tmp_path / "rgb.npz", images=np.repeat(grey, 3, axis=3))
+    assert np.array_equal(read_pictures(str(tmp_path / "rgb.npz")).images, grey)
+    coloured = np.repeat(grey, 3, axis=3)
+    coloured[0, 0, 0, 2] ^= 1
+    np.savez(tmp_path / "coloured.npz", images=coloured)
+    assert read_pictures(str(tmp_path / "coloured.npz")).images.shape[3] == 3

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -109,8 +110,17 @@ def _slow_digest(file: Any) -> str:  # Python 3.10
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    """Write one JSON file, whole or not at all."""
-    write_text(path, json.dumps(document, indent=1) + "\n")
+    """Write one JSON file, whole or not at all; what is no number there becomes null, which every reader knows."""
+    write_text(path, json.dumps(finite(document), indent=1, allow_nan=False) + "\n")
+
+
+def finite(document: Any) -> Any:
+    """A document of JSON with None in the place of NaN and of infinite numbers."""
+    if isinstance(document, Mapping):
+        return {key: finite(value) for key, value in document.items()}
+    if isinstance(document, list | tuple):
+        return [finite(value) for value in document]
+    return None if isinstance(document, float) and not math.isfinite(document) else document
 
 
 def write_text(path: Path, text: str) -> None:

@@ -183,7 +183,8 @@ def _of_model(name: str, model: Model, made: Made, asked: Asked, lens: Lens | No
     splits = data.load(model.config.trained_on)
     plain = model.config.gaussian and math.prod(model.config.shape) <= ODE_VALUES
     ode = (ODE_ROWS if plain else 0) if asked.ode is None else asked.ode
-    scores, near = measure(model, splits, made.samples, ode=ode, say=say)
+    judged = _judged(lens, made.samples.labels, model.config.label_names)
+    scores, near = measure(model, splits, made.samples, ode=ode, judged=judged, say=say)
     if asked.ema is not None:
         scores["reference"]["ema"] = asked.ema
     if walks := made.walks:
@@ -211,8 +212,8 @@ def _of_pictures(
         with lap(seconds, "nearest"):
             near = nearest_of(x, train, held.held_out.transpose(0, 3, 1, 2))
         scores["nearest"] = summary(near)
-        told, judged = held.train_labels, lens is not None and lens.network.own_labels(labels, names) is not None
-        if labels is not None and told is not None and len(np.unique(told)) > 1 and not judged:
+        told = held.train_labels
+        if labels is not None and told is not None and len(np.unique(told)) > 1 and not _judged(lens, labels, names):
             say("agreement with the labels")
             tried = np.arange(len(train)) % JUDGED == JUDGED - 1
             rows = [
@@ -230,6 +231,11 @@ def _of_pictures(
     scores["reference"] = {"n": len(x), "threads": torch.get_num_threads(), "ema": pictures.settings.get("ema")}
     scores["seconds"] = seconds
     return Evaluation(name, scores, samples, names, near)
+
+
+def _judged(lens: Lens | None, labels: np.ndarray | None, names: tuple[str, ...]) -> bool:
+    """Whether the feature network is a classifier of these very labels."""
+    return lens is not None and lens.network.own_labels(labels, names) is not None
 
 
 def _unit(x: np.ndarray) -> np.ndarray:

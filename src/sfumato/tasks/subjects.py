@@ -127,7 +127,7 @@ def _read_npz(name: str) -> Pictures:
     came = f"{file}, {chosen}: {x.dtype} of shape {x.shape} came"
     if x.dtype != np.uint8 or 0 in x.shape:
         raise ValueError(f"{came}; allowed are one or more uint8 pictures (N, H, W) or (N, H, W, 1 or 3), 0..255")
-    images = arrays.parse_pictures(x, came).transpose(0, 2, 3, 1)
+    images = folded(arrays.parse_pictures(x, came).transpose(0, 2, 3, 1))
     labels: np.ndarray | None = None
     names: tuple[str, ...] = ()
     if (key := ARRAYS.get(chosen, "")) in held:
@@ -136,6 +136,11 @@ def _read_npz(name: str) -> Pictures:
         names = arrays.class_names(held, labels, str(file))
     settings = _settings(str(held["settings"]), file) if "settings" in held else {}
     return Pictures(name, images, labels, names, settings)
+
+
+def folded(images: np.ndarray) -> np.ndarray:
+    """Pictures (N, H, W, C), without their colours if all of them are grey."""
+    return images[..., :1] if (images == images[..., :1]).all() else images
 
 
 def _read_folder(root: Path) -> Pictures:
@@ -149,9 +154,7 @@ def _read_folder(root: Path) -> Pictures:
         raise ValueError(f"{root}: pictures of {len(sizes)} sizes came ({', '.join(sizes[:4])}); allowed is one size")
     folder.common_shape(root, names, shapes, 3, None)
     read = folder.reader(root, names, 3, None, cache)
-    images = np.stack(read(np.arange(len(names)))).transpose(0, 2, 3, 1)
-    if (images == images[..., :1]).all():  # all grey
-        images = images[..., :1]
+    images = folded(np.stack(read(np.arange(len(names)))).transpose(0, 2, 3, 1))
     labels, label_names = folder.classes(root, names)
     if labels is not None and all(name.isdecimal() for name in label_names):  # `10` is sorted before `2`
         labels = np.array([int(name) for name in label_names])[labels]
