@@ -197,8 +197,8 @@ def measured(request: Request, bench: Bench, setting: Setting, name: str) -> dic
     found = remembered(request, key, name, lambda: _measure(request, bench, setting))
     scores = _read(found["scores"])
     request.say(
-        f"{name}: {scores['title']} {scores['frechet']:.3g}, {scores['evaluations']:g} evaluations, "
-        f"{scores['milliseconds_per_sample']:.1f} ms a sample"
+        f"{name}: {scores['title']} {scores['frechet']:.3g}, {how_many(setting.n)}, "
+        f"{scores['evaluations']:g} evaluations, {scores['milliseconds_per_sample']:.1f} ms a sample"
     )
     return {**scores, "images": found["images"].numpy()}
 

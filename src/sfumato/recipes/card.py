@@ -14,8 +14,10 @@ def card(model: Model) -> str:
     config, facts = model.config, dict(model.config.training)
     scores: dict[str, Any] | None = facts.get("scores")
     parameters = sum(p.numel() for p in model.net.parameters())
+    words = str(facts.get("command", "")).split()
+    recipe = words[2] if words[:2] == ["sfumato", "train"] and len(words) > 2 else config.data.get("name", "model")
     lines = [
-        f"# {config.data.get('name', 'model')}",
+        f"# {recipe}",
         "",
         f"A {config.network} of {parameters:,} parameters that denoises {config.kind}s of shape {tuple(config.shape)}"
         + (f", told one of {config.conditions.classes} classes." if config.conditions.classes else "."),

@@ -52,7 +52,7 @@ def learning_curve(training: Training, say: Callable[[str], None], n: int = POIN
         step = int(folder.name.removeprefix("step-"))
         seconds = round(seconds_at(training.out / "log.jsonl", step), 1)
         points.append({"step": step, "seconds": seconds, "frechet": found["frechet"]})
-        say(f"after {seconds / 60:.0f} minutes, step {step}: {network.title} {found['frechet']:.3f}")
+        say(f"after {seconds / 60:.0f} minutes, step {step}: {network.title} {found['frechet']:.3f}, n = {n:,}")
     return {
         "title": network.title,
         "features": network.name,

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from sfumato.data import Info, Rows
+from sfumato.data.rows import TableRows
 from sfumato.metrics import (
     DensityCoverage,
     FeatureNetwork,
@@ -83,6 +84,13 @@ def pictures_of(rows: Rows, n: int, levels: int | None) -> np.ndarray:
     return spread(x, levels)
 
 
+def labels_of(rows: Rows) -> np.ndarray:
+    """The labels of all rows (N,), without their pictures where that can be."""
+    if isinstance(rows, TableRows) and rows.labels is not None:
+        return np.asarray(rows.labels[rows.part])
+    return np.asarray(rows.take(np.arange(len(rows)))["label"])
+
+
 def real_pictures(rows: Rows, info: Info, n: int, sets: int = 1) -> list[tuple[np.ndarray, np.ndarray | None]]:
     """At most so many disjoint sets of n pictures of a part, uint8 (n, H, W, C), with their labels, for a `floor`.
 
@@ -93,7 +101,7 @@ def real_pictures(rows: Rows, info: Info, n: int, sets: int = 1) -> list[tuple[n
     if rows.count is None:
         return [(pictures_of(rows, n, info.levels), None)]
     n, whole = min(n, rows.count), np.zeros(rows.count, dtype=np.int64)
-    labels = np.asarray(rows.take(np.arange(rows.count))["label"]) if info.label_names else None
+    labels = labels_of(rows) if info.label_names else None
     told, counts = np.unique(whole if labels is None else labels, return_inverse=True, return_counts=True)[1:]
     if len(counts) * counts.min() < n:  # there are too few of a class: as they come
         told, counts = whole, np.array([rows.count])
