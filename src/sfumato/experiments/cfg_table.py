@@ -231,13 +231,13 @@ def _distance(plain: Sequence[Point], real: Real) -> str:
     within = real.within(plain)
     near = [p.scale for p in plain if p["frechet"] - best["frechet"] <= within]
     low, high = min(near), max(near)
+    alike = f" (nor can w_seed {low:g} to {high:g} be told from the least)" if low < high else ""
     text = (
         f"**Frechet distance.** Published, it falls from {CFG[0.0][0]:.2f} to {CFG[there][0]:.2f} at "
         f"w_seed = {there:g}, then rises to {CFG[last.scale][0]:.2f} at {last.scale:g}, {steeper:.0f} times the "
         f"least. Here it {course([p['frechet'] for p in plain], within)}: {first['frechet']:.3g} at 0, the least "
         f"{best['frechet']:.3g} at {best.scale:g}, {last['frechet']:.3g} at {last.scale:g}, "
-        f"{last['frechet'] / best['frechet']:.1f} times the least (nor can w_seed {low:g} to {high:g} be told from "
-        "the least). "
+        f"{last['frechet'] / best['frechet']:.1f} times the least{alike}. "
     )
     if low <= there <= high:
         text += "The best scale is the published one within noise, and so is none at all. " if low == 0 else SAME
