@@ -131,7 +131,6 @@ def run(request: Request) -> Report:
     most = subject.model.denoiser.schedule.steps or size.long
     size = replace(size, steps=tuple(s for s in size.steps if s < most) or (most,), long=min(size.long, most))
     table = measure(request, subject, size)
-    rows = csv_rows(table, size)
     title = subject.network.title
     return Report(
         title="Steps and noise: the table of DDIM",
@@ -148,7 +147,7 @@ def run(request: Request) -> Report:
         heads=("eta", *(f"S = {s}" for s in size.steps), *(f"S = {s}, n = {size.few}" for s in beside(size))),
         numbers=number_lines(table, size, title),
         columns=COLUMNS,
-        rows=rows,
+        rows=csv_rows(table, size),
         figure=_draw(table, size, title, subject),
         facts={**subject.facts, "sampler": "ddim:eta=ETA", "guidance": 1.0},
     )
