@@ -69,7 +69,7 @@ def test_finish_writes_pictures_scores_and_the_card(tmp_path: Path) -> None:
         f"- command: `{COMMAND}`",
         "trained for",
         "48 steps",
-        "digits",
+        "# tiny",
         "CC BY 4.0",
         "held out: rows with index % 10 == 9",
         "bits/dim",
