@@ -55,7 +55,7 @@ def test_digits_keep_the_demos_promises(digits: Model) -> None:
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
 def test_the_card_prints_a_learning_curve_that_falls(name: str) -> None:
-    """FD at the end below that after at most 30 minutes, and below neither real pictures; within the time promised."""
+    """Every point, FD falling, and never below real pictures; mnist within its 30 minutes (cifar10's card says 122)."""
     model = load(name)
     curve = model.config.training["scores"]["curve"]
     early = [point for point in curve["points"] if point["seconds"] <= 30 * 60]
@@ -63,6 +63,9 @@ def test_the_card_prints_a_learning_curve_that_falls(name: str) -> None:
     assert curve["n"] == 1000
     if name == "cifar10":
         assert last["frechet"] < min(point["frechet"] for point in early)
+    else:
+        assert len(early) == len(curve["points"])
+        assert last["frechet"] < curve["points"][0]["frechet"]
     assert last["frechet"] > curve["floor"]
     for point in curve["points"]:
         assert f"| {point['seconds'] / 60:.0f} | {point['step']} | {point['frechet']:.3f} |" in model.card

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -166,6 +167,8 @@ def test_fill_takes_another_precision() -> None:
 
 
 def test_json_has_no_numbers_that_are_none(tmp_path: Path) -> None:
-    native.write_json(tmp_path / "a.json", {"a": math.nan, "b": [1.5, math.inf], "c": {"d": (-math.inf, 2)}})
+    native.write_json(
+        tmp_path / "a.json", {"a": math.nan, "b": [1.5, math.inf], "c": {"d": (-math.inf, np.float32(2))}}
+    )
     found = json.loads((tmp_path / "a.json").read_text(), parse_constant=pytest.fail)
     assert found == {"a": None, "b": [1.5, None], "c": {"d": [None, 2]}}

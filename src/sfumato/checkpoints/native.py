@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -115,12 +116,13 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
 
 
 def finite(document: Any) -> Any:
-    """A document of JSON with None in the place of NaN and of infinite numbers."""
+    """A document as JSON has it: None in the place of NaN and of infinite numbers, and no numbers of numpy's."""
     if isinstance(document, Mapping):
         return {key: finite(value) for key, value in document.items()}
     if isinstance(document, list | tuple):
         return [finite(value) for value in document]
-    return None if isinstance(document, float) and not math.isfinite(document) else document
+    value = document.item() if isinstance(document, np.generic) else document
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_text(path: Path, text: str) -> None:

@@ -14,7 +14,6 @@ import csv
 import hashlib
 import io
 import json
-import math
 import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -141,15 +140,9 @@ def _json(request: Request, report: Report, seconds: float) -> bytes:
         "threads": torch.get_num_threads(),
         **report.facts,
         "made_from": list(report.basis),
-        "rows": [{k: _finite(x) for k, x in zip(report.columns, row, strict=True)} for row in report.rows],
+        "rows": [dict(zip(report.columns, row, strict=True)) for row in report.rows],
     }
-    return (json.dumps(document, indent=1, allow_nan=False) + "\n").encode()
-
-
-def _finite(value: Any) -> Any:
-    """A number as JSON has it: no infinite ones, none of numpy's."""
-    value = value.item() if isinstance(value, np.generic) else value
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return (json.dumps(native.finite(document), indent=1, allow_nan=False) + "\n").encode()
 
 
 def _line(cells: Sequence[str]) -> str:
