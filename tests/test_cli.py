@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -25,7 +26,7 @@ from sfumato.corruptions import PROCESSES
 from sfumato.train import DECAYS
 from sfumato.train.objectives import OBJECTIVES
 
-from .tiny import random_model, trained
+from .tiny import checkpoint, different, random_model, trained
 
 Capture = pytest.CaptureFixture[str]
 SMALL = [
@@ -144,8 +145,15 @@ def test_help_loads_only_what_it_shows(line: str) -> None:
         ("trian digits", "unknown command 'trian'; did you mean 'train'?"),
         ("train digit", "unknown recipe 'digit'; did you mean 'digits'?"),
         ("train --steps 5", "the first word is a RECIPE, got --steps"),
-        ("train digits --stepps 5", "Unrecognized options: --stepps, 5"),
-        ("train digits --optimiser.learning-rte 5", "Perhaps you meant: --optimiser.learning-rate"),
+        ("train digits --stepps 5", "unknown flag --stepps; did you mean --steps? (sfumato train digits --help lists"),
+        ("train digits --data.sise=16", "unknown flag --data.sise; did you mean --data.size? (sfumato train"),
+        ("train digits --zzz -3", "sfumato: unknown flag --zzz (sfumato train digits --help lists all)"),
+        ("train digits 5", "sfumato: 5 came where a flag was expected; sfumato train digits --help lists them"),
+        (
+            "sample digits --guidanse 3 --stepps 4",
+            "unknown flag --guidanse; did you mean --guidance?; unknown flag --stepps; did you mean --steps? (sfumato",
+        ),
+        ("train digits --optimiser.learning-rte 5", "did you mean --optimiser.learning-rate?"),
         ("train digits --steps five", "Error parsing --steps: invalid literal for int()"),
         ("train digits --steps 0", "steps must be at least 1; got 0"),
         ("train digits --batch 0", "batch must be at least 1; got 0"),
@@ -197,14 +205,14 @@ def test_a_mistake_is_one_line(line: str, expected: str | None, capsys: Capture,
         ("--steps 21", "steps must be a whole number from 1 to 20; got 21"),
         ("-n 0", "n must be a whole number >= 1; got 0"),
         ("-n -3", "n must be a whole number >= 1; got -3"),
-        ("--label 10", "label 10 is none of the classes 0..9"),
+        ("--label 10", "unknown label 10 (allowed: 0..9)"),
         ("--label cat", "unknown label 'cat'"),
         ("--guidance nan", "guidance: scale is a finite number; got nan"),
         ("--grid foo", "unknown grid 'foo'"),
         ("--precision half", "unknown precision 'half'"),
         ("--ema 0.9", "an EMA length is a share"),
         ("--out x.jpg", "cannot write '.jpg'; allowed are FILE.png, FILE.npz or a folder"),
-        ("--sede 3", "Perhaps you meant: --seed"),
+        ("--sede 3", "did you mean --seed?"),
     ],
 )
 def test_a_mistake_in_sampling_is_one_line_and_writes_nothing(
@@ -388,18 +396,22 @@ def test_evaluate_takes_pictures_and_puts_them_side_by_side(
     said(capsys, "sample", run, "-n", 20, "--out", "a.npz")
     said(capsys, "sample", run, "-n", 20, "--steps", 2, "--out", "b")
     text = said(capsys, "evaluate", "a.npz", "--compare", "b", "--reference", "digits", "--page", "page")
-    for row in ("side by side", "a.npz", "label agreement", "energy distance", "steps is not the same for all"):
+    for row in (
+        "side by side",
+        "a.npz",
+        "label agreement",
+        "energy distance (pixels, -1 to 1)",
+        "steps is not the same for all",
+    ):
         assert row in text
     compared = json.loads(Path("page/scores.json").read_text())["compared"]
     assert compared.keys() == {"a.npz", "b"}
     assert [one["how"]["steps"] for one in compared.values()] == [4, 2]
     text = said(capsys, "evaluate", "b", "--reference", "a.npz")
-    assert "energy distance, n = 20" in text
+    assert "energy distance to the reference (pixels, -1 to 1), n = 20" in " ".join(text.replace("│", " ").split())
     assert Path("evaluations/b/index.html").is_file()
     line = refused(capsys, "evaluate", "a.npz", "--reference", "digits", "--guidance", 2)
     assert "guidance is for models, and only pictures came" in line
-    line = refused(capsys, "evaluate", run, "--reference", "a.npz")
-    assert "--reference a.npz is for scores by features, and there are none" in line
     line = refused(capsys, "evaluate", "a.npz", "--compare", run, "--guidance", 2, "--mix", "nothing")
     assert f"{run}: unknown guidance mix 'nothing'" in line
 
@@ -439,6 +451,40 @@ def test_two_processes_evaluate_as_one(tmp_path: Path) -> None:
                 for name in ("one", "two")]  # fmt: skip
     assert pictures[0] == pictures[1]
     assert len(pictures[0]) > 20
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_the_step_and_says_from_where_the_command_goes_on(tmp_path: Path) -> None:
+    """The real command, of which no save_every has come; what it goes on to is the uninterrupted run's to the bit."""
+    line = ["train", "digits", *SMALL, "--steps", "60", "--save-every", "1000", "--log-every", "1", "--samples", "20"]
+    assert command(*line, "--out", str(tmp_path / "whole")).returncode == 0
+    out, log = tmp_path / "stopped", tmp_path / "stopped" / "log.jsonl"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sfumato.cli", *line, "--out", str(out)], env=ENV, stderr=subprocess.PIPE, text=True
+    )
+    while not (log.exists() and len(log.read_text().splitlines()) > 5) and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    error = process.communicate()[1]
+    assert process.returncode == 130, error
+    (saved,) = (out / "checkpoints").iterdir()
+    step = int(saved.name.removeprefix("step-"))
+    assert 5 < step < 60
+    assert error == f"sfumato: stopped; the same command goes on from step {step}\n"
+    again = command(*line, "--out", str(out))
+    assert again.returncode == 0, again.stderr
+    assert f"going on from step {step} of 60" in again.stdout
+    assert not different(checkpoint(tmp_path / "whole", 60), checkpoint(out, 60))
+
+
+def test_a_row_of_the_models_has_at_most_two_lines(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = said(capsys, "models").splitlines()
+    rows = [line for line in lines if line[0] == "│"]
+    assert max(map(len, rows)) <= 80
+    begins = [k for k, line in enumerate(rows) if line[2] != " "]
+    assert len(begins) == 8  # the models and the classifiers
+    assert all(end - begin <= 2 for begin, end in itertools.pairwise([*begins, len(rows)]))
 
 
 def test_models_lists_the_zoo(capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,10 +10,11 @@ COMMANDS is the whole table; a command is a function of its arguments that impor
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,13 +82,25 @@ def _train(name: str, run: Run, rest: list[str], tables: str) -> None:
         show(f"sfumato train {name}, planned", plan(given.run, init))
         return
     command = shlex.join(["sfumato", "train", name, *rest])
-    with progress(given.run.steps, given.run.batch) as (say, report):
+    with _stopping(given.out), progress(given.run.steps, given.run.batch) as (say, report):
         training = fit(given.run, given.out, init, command, say, report)
     if training.is_main:
-        scores = finish(training, command, given.samples, say)
+        with _stopping(given.out):
+            scores = finish(training, command, given.samples, say)
         show(f"{given.out}: trained in {training.seconds:.0f} s", table(scores))
         say(f"samples.png, film.gif, loss.png, scores.json and model/ lie in {given.out}")
     training.accelerator.end_training()
+
+
+@contextlib.contextmanager
+def _stopping(out: Path) -> Iterator[None]:
+    """A training that is stopped within says from which step the same command goes on."""
+    from sfumato.train import state
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(state.goes_on(out)) from None
 
 
 def _train_classifier(name: str, run: ClassifierRun, rest: list[str]) -> None:
@@ -96,7 +109,7 @@ def _train_classifier(name: str, run: ClassifierRun, rest: list[str]) -> None:
 
     about = f"sfumato train {name} [--out DIR] [any field of the run]"
     given = parse(ClassifierArguments, f"train {name}", about, rest, ClassifierArguments(run, Path("runs") / name))
-    with progress(given.run.steps, given.run.batch) as (say, report):
+    with _stopping(given.out), progress(given.run.steps, given.run.batch) as (say, report):
         command = shlex.join(["sfumato", "train", name, *rest])
         scores = fit_classifier(given.run, given.out, command, say, report)
     by_t = scores.get("accuracy_by_t", {})
@@ -237,18 +250,17 @@ def models(args: Sequence[str]) -> None:
         told = f"{scores['bits_per_dim']['value']:.3f} bits/dim" if "bits_per_dim" in scores else ""
         if "agreement" in scores:
             told += f", {100 * scores['agreement']['value']:.1f} % agreement"
-        rows.append(
-            (name, f"{config.kind} {config.shape}", f"{size:.2f} MiB", told, first_line(config.data.get("source")))
-        )
-    show("models in the zoo", rows, ("name", "makes", "size", "measured", "data"))
+        rows.append((name, f"{config.kind} {config.shape}", f"{size:.2f} MiB", told))
+    show("models in the zoo", rows, ("name", "makes", "size", "measured"))
     rows = []
     for name, folder in classifiers().items():
         about = load_classifier(name).config
         size = (folder / "model.safetensors").stat().st_size / 2**20
         kind = "clean" if about.schedule is None else "noise-aware"
         told = f"{100 * about.training['scores']['accuracy']:.2f} % right"
-        rows.append((name, f"{kind} {about.shape}", f"{size:.2f} MiB", told, first_line(about.data.get("source"))))
-    show("classifiers in the zoo", rows, ("name", "sees", "size", "measured", "data"))
+        rows.append((name, f"{kind} {about.shape}", f"{size:.2f} MiB", told))
+    show("classifiers in the zoo", rows, ("name", "sees", "size", "measured"))
+    print("sfumato models NAME prints a card: the data and their licence, the command, all scores")
 
 
 def reproduce(args: Sequence[str]) -> None:
@@ -265,7 +277,10 @@ def reproduce(args: Sequence[str]) -> None:
     name, rest = name_first(args, "the NAME of an experiment", "sfumato reproduce NAME")
     given = parse(ReproduceArguments, f"reproduce {name}", usage, rest)
     say = lambda text: print(text, flush=True)  # noqa: E731
-    where = compute(name, quick=given.quick, model=given.model, out=given.out, seed=given.seed, say=say)
+    try:
+        where = compute(name, quick=given.quick, model=given.model, out=given.out, seed=given.seed, say=say)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("the same command goes on with what is not finished") from None
     print(f"the page README.md, {name}.png and {name}.csv lie in {where}")
 
 
@@ -336,8 +351,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"sfumato: cannot read or write{where}: {error.strerror or error}; mend that and try again", file=sys.stderr
         )
         return 2
-    except KeyboardInterrupt:
-        print("sfumato: stopped; give the same command to go on", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print("; ".join(["sfumato: stopped", *map(str, stop.args)]), file=sys.stderr)
         return 130
     return 0
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 Say = Callable[[str], None]
 Report = Callable[[int, float, float], None]  # (step, loss, images a second)
+UNRECOGNISED = "Unrecognized options: "
 
 
 def listing(title: str, table: Mapping[str, str] | Sequence[str]) -> str:
@@ -44,7 +46,8 @@ def parse(kind: Any, program: str, description: str, args: Sequence[str], defaul
     except SystemExit as end:
         if not end.code:
             raise
-        raise ValueError(_one_line(said.getvalue())) from None
+        line = _one_line(said.getvalue())
+        raise ValueError(_unrecognised(line, program) if line.startswith(UNRECOGNISED) else line) from None
 
 
 def _one_line(box: str) -> str:
@@ -52,6 +55,21 @@ def _one_line(box: str) -> str:
     words = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()[1:-1]]
     parts = " ".join(word if word.strip("-") else ";" for word in words).split(";")
     return "; ".join(part.strip() for part in parts if part.strip())
+
+
+def _unrecognised(line: str, program: str) -> str:
+    """The flags that no field has, without their values, each with the near one that tyro found."""
+    came, _, advice = line.removeprefix(UNRECOGNISED).partition(";")
+    words = [word.strip().partition("=")[0] for word in came.split(",")]
+    flags = [word for word in words if re.match("--?[A-Za-z]", word)]
+    if not flags:
+        return f"{' '.join(words)} came where a flag was expected; sfumato {program} --help lists them"
+
+    def named(flag: str) -> str:
+        near = re.search(rf"(?:meant|similar to {re.escape(flag)}): .*?(--[A-Za-z][\w.-]*)", advice)
+        return f"unknown flag {flag}" + (f"; did you mean {near[1]}?" if near else "")
+
+    return f"{'; '.join(map(named, flags))} (sfumato {program} --help lists all)"
 
 
 def name_first(args: Sequence[str], what: str, usage: str) -> tuple[str, list[str]]:
@@ -74,8 +92,9 @@ def show(title: str, rows: Sequence[tuple[str, ...]], heads: Sequence[str] = ())
     from rich.table import Table
 
     sheet = Table(title=title, show_header=bool(heads), title_justify="left")
+    names = bool(heads) and not any(" " in row[0] for row in rows)  # stay whole; scores give way to their values
     for k, head in enumerate(heads or [""] * len(rows[0])):
-        sheet.add_column(head, no_wrap=bool(heads) and k == 0)
+        sheet.add_column(head, no_wrap=names and k == 0)
     for row in rows:
         sheet.add_row(*row)
     usual = Console(soft_wrap=True)

@@ -224,7 +224,7 @@ class Model:
         labels = [label] * n if isinstance(label, int) else [int(one) for one in label]
         if len(labels) != n or min(labels) < 0 or max(labels) >= classes:
             if isinstance(label, int):
-                raise ValueError(f"label {label} is none of the classes 0..{classes - 1}")
+                raise ValueError(f"unknown label {label} (allowed: 0..{classes - 1})")
             came = f"{len(labels)} from {min(labels)} to {max(labels)}" if labels else "none"
             raise ValueError(f"labels must be {n} numbers in 0..{classes - 1}; got {came}")
         return torch.tensor(labels)

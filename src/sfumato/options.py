@@ -24,6 +24,11 @@ def unknown(kind: str, name: str, allowed: Iterable[str]) -> ValueError:
     return ValueError(f"unknown {kind} {name!r}{hint} (allowed: {', '.join(names)})")
 
 
+def install(extra: str) -> str:
+    """How to come by one of the package's extras."""
+    return f"install the extra: pip install 'sfumato[{extra}]' (in a clone: '.[{extra}]')"
+
+
 def value(text: str) -> Any:
     """A number, tuple, True, False or None if the text reads as one, else the text itself."""
     try:

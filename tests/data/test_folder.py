@@ -189,7 +189,8 @@ def test_every_unusable_file_is_named_in_one_line(tmp_path: Path) -> None:
         (tmp_path / hidden).parent.mkdir(exist_ok=True)
         (tmp_path / hidden).write_text("ignored")
     with pytest.raises(
-        ValueError, match=f"cannot use {len(said)} files: .*mend or remove these, or set skip_broken"
+        ValueError,
+        match=f"cannot use {len(said)} files: .*mend or remove these, or set skip_broken .*--data.skip-broken",
     ) as caught:
         of(tmp_path)
     line = str(caught.value)

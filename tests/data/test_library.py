@@ -101,7 +101,9 @@ def test_patches_keep_the_order_of_the_axes() -> None:
 
 def test_without_nibabel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nibabel", None)
-    with pytest.raises(ValueError, match=r"nibabel, which is missing; pip install 'sfumato\[volumes\]'"):
+    with pytest.raises(
+        ValueError, match=r"nibabel, which is missing; install the extra: pip install 'sfumato\[volumes\]'"
+    ):
         load(Data("brain"))
 
 

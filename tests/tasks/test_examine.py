@@ -16,13 +16,14 @@ from sfumato import data
 from sfumato.guidance import Guide
 from sfumato.metrics import EnergyDistance, FeatureNetwork, Seen
 from sfumato.tasks import examine as examining
-from sfumato.tasks import generate
+from sfumato.tasks import generate, write
 from sfumato.tasks import scores as by_features
 from sfumato.tasks.asked import Asked, reference_of
 from sfumato.tasks.evaluate import table
 from sfumato.tasks.examine import Evaluation, chosen, examine, examine_all, sampled
 from sfumato.tasks.generate import Share
-from sfumato.tasks.subjects import Against, Lens, Pictures
+from sfumato.tasks.records import side_by_side
+from sfumato.tasks.subjects import Against, Lens, Pictures, scattered
 
 from ..tiny import trained
 
@@ -194,10 +195,10 @@ def test_of_sorted_pictures_some_of_every_class_are_scored(tmp_path: Path, monke
     reference = Against("sorted too", drawn(np.arange(90) // 30, 8))
     found = of_pictures(mine, None, 30, reference)
     assert np.bincount(found.samples.labels, minlength=3).tolist() == [10, 10, 10]  # type: ignore[arg-type]
-    assert np.array_equal(found.samples.images(), mine.images[::10])
+    assert np.array_equal(found.samples.images(), mine.images[scattered(300, 30)])
     assert found.scores["how"]["chosen"] == "30 of 300, evenly spread"
-    x, y = mine.images[::10], reference.images[::3]
-    pairs = [(part[[k * len(part) // 12 for k in range(12)]] / 127.5 - 1).astype(np.float32) for part in (x, y)]
+    x, y = mine.images[scattered(300, 30)], reference.images[scattered(90, 30)]
+    pairs = [(part / 127.5 - 1).astype(np.float32) for part in (x[scattered(30, 12)], y)]
     metric = EnergyDistance(pairs[1].transpose(0, 3, 1, 2))
     metric.update(pairs[0].transpose(0, 3, 1, 2))
     assert found.scores["energy"]["value"] == pytest.approx(metric.compute())
@@ -213,3 +214,31 @@ def test_of_sorted_pictures_some_of_every_class_are_scored(tmp_path: Path, monke
     assert "30 of 300, evenly spread" in said
     whole = of_pictures(mine, None, 300, reference).scores["how"]
     assert whole["chosen"] is None
+
+
+def test_a_models_own_samples_in_a_file_have_its_scores_by_values(tmp_path: Path) -> None:
+    """In the same rows, in the same unit, though its data have 17 levels; and so they have beside any reference."""
+    run = str(trained())
+    file, other = str(tmp_path / "its.npz"), str(tmp_path / "other.npz")
+    write(generate(sfumato.load(trained()), 24), Path(file))
+    write(generate(sfumato.load(trained()), 30, seed=100), Path(other))
+    for reference, real in (("digits", True), (other, False)):
+        asked = Asked(n=24, ode=0, by_steps=(), reference=reference)
+        compared = side_by_side([one.scores for one in examine_all([run, file], asked)])
+        rows = dict(compared)
+        for name in (
+            "distance to the nearest training row (median; pixels, 0 to 255)",
+            "energy distance (pixels, -1 to 1)",
+        ):
+            mine, its = rows[name]
+            assert mine is not None
+            assert its is not None
+            assert mine["value"] == pytest.approx(its["value"], rel=1e-9)
+            assert {key: mine[key] for key in ("n", "reference", "features")} == {
+                key: its[key] for key in ("n", "reference", "features")
+            }
+        assert len([name for name in rows if name.startswith("energy")]) == 1
+        energy = rows["energy distance (pixels, -1 to 1)"][0]
+        assert energy is not None
+        assert (energy["real"] is not None) == real
+        assert energy["real_n"] == (24 if real else None)

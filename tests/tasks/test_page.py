@@ -21,7 +21,7 @@ from sfumato.tasks import page, plots
 from sfumato.tasks.asked import Asked
 from sfumato.tasks.examine import Evaluation, chosen, examine
 from sfumato.tasks.records import best, cautions, side_by_side
-from sfumato.tasks.subjects import Against, Lens, Pictures
+from sfumato.tasks.subjects import Against, Lens, Pictures, scattered
 
 VOID = {"meta", "img", "br", "path", "rect", "circle"}
 NAMES = ("zero", "<one> & more", "two")
@@ -96,7 +96,7 @@ def held() -> Against:
 @cache
 def evaluated(name: str, n: int = 40, top: int = 256, labelled: bool = True, real: int = 80) -> Evaluation:
     images = drawn(50, 9, top)
-    images[3] = held().train[7]  # type: ignore[index]  # a copy
+    images[scattered(50, n)[3]] = held().train[7]  # type: ignore[index]  # a copy
     labels = np.arange(50) % 3 if labelled else None
     pictures = Pictures(name, images, labels, NAMES if labelled else (), {"sampler": "ddim", "steps": 7, "seed": 1})
     train, asked = held().train, Asked(n=n)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ import pytest
 from PIL import Image
 
 from sfumato import data
-from sfumato.data import Data
+from sfumato.data import Data, Info
 from sfumato.model import Model
-from sfumato.tasks import Samples, subjects, write
-from sfumato.tasks.subjects import Pictures, against, alike, evenly, labels_as, read_pictures, subject
+from sfumato.tasks import Samples, generate, subjects, write
+from sfumato.tasks.subjects import Pictures, against, alike, evenly, labels_as, read_pictures, scattered, subject
 
 from ..tiny import random_model
 
@@ -188,9 +189,9 @@ def test_sizes_and_colours_are_the_references() -> None:
     grey, colour = some(), some(channels=3)
     assert np.array_equal(alike(grey, colour, "a", "b"), grey.repeat(3, 3))
     assert np.array_equal(alike(colour, colour, "a", "b"), colour)
-    with pytest.raises(ValueError, match="a: pictures in colour came, and b is grey"):
+    with pytest.raises(ValueError, match=r"a: its pictures are in colour, those of the reference \(b\) grey"):
         alike(colour, grey, "a", "b")
-    with pytest.raises(ValueError, match="a: pictures of 9x9 came, and b has 8x8; resize one"):
+    with pytest.raises(ValueError, match=r"a: its pictures are 9x9, those of the reference \(b\) 8x8; resize one"):
         alike(some(size=9), grey, "a", "b")
 
 
@@ -205,6 +206,9 @@ def test_labels_are_matched_by_name() -> None:
     found = labels_as(labelled(("0", "1"), [0, 1, 1]), names)
     assert found is not None
     assert found.tolist() == [0, 1, 1]
+    numbers = labels_as(labelled(tuple("01234567"), [3, 7, 7]), ("7", "3"))  # names that are numbers are names
+    assert numbers is not None
+    assert numbers.tolist() == [1, 0, 0]
     assert labels_as(labelled(tuple("abcd"), [0, 3]), names) is None
     assert labels_as(labelled(("cat", "dog"), [0, 1]), names) is None  # other classes, though no more of them
     assert labels_as(labelled(("0", "1", "2", "3"), [0, 3]), names) is None
@@ -214,6 +218,76 @@ def test_labels_are_matched_by_name() -> None:
 @pytest.mark.parametrize(("count", "most", "expected"), [(10, 5, [0, 2, 4, 6, 8]), (3, 5, [0, 1, 2]), (5, 2, [0, 2])])
 def test_rows_are_chosen_evenly(count: int, most: int, expected: list[int]) -> None:
     assert evenly(count, most).tolist() == expected
+
+
+def test_beside_a_model_a_folder_is_read_as_its_data_were(tmp_path: Path) -> None:
+    """At its size, cropped at the center, and in its colours: the very rows that the model's own data give."""
+    for k in range(12):
+        noise = np.random.default_rng(k).integers(0, 256, (36 + k % 2, 40, 3), dtype=np.uint8)
+        (tmp_path / "p").mkdir(exist_ok=True)
+        Image.fromarray(noise).save(tmp_path / "p" / f"{k:02d}.png")
+    path = str(tmp_path / "p")
+    own = Data("folder", path=path, size=16, channels=1, crop="random", held_out=6)
+    splits = data.load(own)
+    every = np.zeros((12, 16, 16, 1), np.uint8)
+    every[[5, 11]] = splits.held_out.take(np.arange(2))["x"].numpy().transpose(0, 2, 3, 1)
+    every[[k for k in range(12) if k not in (5, 11)]] = (
+        splits.train.take(np.arange(10))["x"].numpy().transpose(0, 2, 3, 1)
+    )
+    beside = against(path, own)
+    assert np.array_equal(beside.images, every)
+    assert beside.name == f"{path}, 12 pictures read at --data.size 16"
+    found = subject(path, own=own)
+    assert isinstance(found, Pictures)
+    assert np.array_equal(found.images, every)
+    with pytest.raises(ValueError, match=r"pictures of 2 sizes came"):
+        subject(path)
+    (tmp_path / "p" / "bad.png").write_bytes(b"no picture")
+    with pytest.warns(UserWarning, match="left out"):
+        assert len(against(path, replace(own, skip_broken=True)).images) == 12
+
+
+def test_the_folders_of_classes_have_their_names(tmp_path: Path) -> None:
+    """Or numbers, where a name is none; either way they come back as the classes that they were."""
+    labels = np.arange(24) % 3
+    for k, (names, folders) in enumerate(
+        (
+            (("tri", "a round one", "é"), {"tri", "a round one", "é"}),
+            (("7", "3", "5"), {"7", "3", "5"}),
+            (("a/b", "c", "d"), {"0", "1", "2"}),
+            ((".hid", "c", "d"), {"0", "1", "2"}),
+            (("c", "C", "d"), {"0", "1", "2"}),
+            (("c", "", "d"), {"0", "1", "2"}),
+            (("c", "x" * 256, "d"), {"0", "1", "2"}),
+            ((), {"0", "1", "2"}),
+        )
+    ):
+        out = tmp_path / str(k)
+        given = replace(samples(some(), labels), label_names=names)
+        write(given, out)
+        assert {path.name for path in out.iterdir() if path.is_dir()} == folders
+        back = read_pictures(str(out))
+        numbers = labels_as(back, names or ("0", "1", "2"))
+        assert numbers is not None
+        assert np.array_equal(
+            back.images[np.argsort(numbers, kind="stable")], given.images()[np.argsort(labels, kind="stable")]
+        )
+
+
+def test_samples_know_the_names_of_their_models_classes() -> None:
+    model = random_model(info=Info((1, 8, 8), "picture", 17, ("tri", "round")))
+    assert generate(model, 2, steps=1).label_names == ("tri", "round")
+
+
+@pytest.mark.parametrize(("count", "most"), [(200, 40), (10_000, 1000), (330, 60), (7, 9)])
+def test_scattered_rows_are_spread_and_in_step_with_no_classes_in_turn(count: int, most: int) -> None:
+    index, few = scattered(count, most), min(count, most)
+    assert len(index) == few
+    assert (np.arange(few) * count // few <= index).all()  # one of each equal part
+    assert (index < np.arange(1, few + 1) * count // few).all()
+    assert len(set(index % 10)) == min(10, few)
+    if most >= count:
+        assert np.array_equal(index, np.arange(count))
 
 
 def test_grey_pictures_saved_in_colour_are_grey(tmp_path: Path) -> None:

@@ -97,7 +97,8 @@ def settle(root: Path, complaints: Complaints, skip_broken: bool) -> None:
     line = f"{root}: cannot use {len(complaints)} file{'s' * (len(complaints) > 1)}: {each}"
     if not skip_broken:
         raise ValueError(
-            f"{line}; allowed are pictures of at least 2x2 pixels; mend or remove these, or set skip_broken"
+            f"{line}; allowed are pictures of at least 2x2 pixels; mend or remove these, or set skip_broken "
+            "(in training: --data.skip-broken)"
         )
     warnings.warn(f"{line}; they are left out (skip_broken)", stacklevel=3)
 

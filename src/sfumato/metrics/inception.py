@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from sfumato.metrics.features import FID, FeatureNetwork, Seen, fingerprint, look_in_batches
+from sfumato.options import install
 
 NAME = "inception-fid"
 SHA256 = "6726825d"  # of the FID weights, its beginning, which their file name bears
@@ -51,9 +52,7 @@ def _network(content: bytes, file: Path) -> Any:
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ImportError as error:
-        raise ValueError(
-            f"features {NAME} need {error.name}, which is missing; pip install 'sfumato[features]'"
-        ) from None
+        raise ValueError(f"features {NAME} need {error.name}, which is missing; {install('features')}") from None
     # torch-fidelity unpickles what it is given without restraint, so it is given tensors that were read with restraint.
     safe = io.BytesIO()
     try:

@@ -62,7 +62,8 @@ def run_like(run: Run, config: ModelConfig) -> Run:
 @dataclass(frozen=True)
 class GuideArguments:
     guidance: float | None = None
-    """Scale w of classifier-free guidance, or of --weak; 1 is the plain conditional model, 0 the unconditional one."""
+    """Scale w of classifier-free guidance, or of --weak; 1 is the plain conditional model, 0 the unconditional
+    one, below 0 it leads away from the label."""
     interval: tuple[float, float] = (0.0, 1.0)
     """The times LOW HIGH between which w acts, 0 being data and 1 noise."""
     mix: str = "cfg"

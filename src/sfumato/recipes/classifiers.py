@@ -22,6 +22,7 @@ from sfumato.nn import UNetConfig
 from sfumato.train import Optimiser
 from sfumato.train.classifier import ClassifierRun, ClassifierTraining, accuracy, train_classifier
 from sfumato.train.log import Log
+from sfumato.train.stopping import waiting
 
 NOISE_LEVELS = tuple(i / 10 for i in range(11))  # the times at which a noise-aware classifier is measured
 
@@ -107,18 +108,23 @@ def fit_classifier(
     log = Log(out, training.step)
     begun, before, first = time.perf_counter(), training.seconds, training.step
     smooth, loss_sum, counted = None, 0.0, 0
-    for step in train_classifier(training):
-        training.seconds = before + time.perf_counter() - begun
-        rate = (step.number - first) * run.batch / (training.seconds - before)
-        smooth = step.loss if smooth is None else 0.98 * smooth + 0.02 * step.loss
-        loss_sum, counted = loss_sum + step.loss, counted + 1
-        report(step.number, smooth, rate)
-        last = step.number == run.steps
-        if step.number % run.log_every == 0 or last:
-            log.write(step.number, loss=loss_sum / counted, learning_rate=step.learning_rate, images_per_second=rate)
-            loss_sum, counted = 0.0, 0
-        if step.number % run.save_every == 0 or last:
-            training.save()
+    with waiting() as stopped:
+        for step in train_classifier(training):
+            training.seconds = before + time.perf_counter() - begun
+            rate = (step.number - first) * run.batch / (training.seconds - before)
+            smooth = step.loss if smooth is None else 0.98 * smooth + 0.02 * step.loss
+            loss_sum, counted = loss_sum + step.loss, counted + 1
+            report(step.number, smooth, rate)
+            last = step.number == run.steps
+            if step.number % run.log_every == 0 or last:
+                log.write(
+                    step.number, loss=loss_sum / counted, learning_rate=step.learning_rate, images_per_second=rate
+                )
+                loss_sum, counted = 0.0, 0
+            if step.number % run.save_every == 0 or last or stopped():
+                training.save()
+            if stopped():
+                raise KeyboardInterrupt
     log.close()
     scores = measure(_rounded(training.classifier()), training)
     kept = {key: getattr(run, key) for key in ("batch", "label_smoothing", "shift", "seed")}

@@ -5,7 +5,7 @@
     OUT/best/                                                      the same at the lowest held-out loss
     OUT/samples/  samples.png  film.gif  loss.png  scores.json     what it learned
 
-To resume, give the same command again.
+To resume, give the same command again: one process that is stopped by a signal saves the step it has reached.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from sfumato.tasks import evaluate, film, generate, write
 from sfumato.tasks.features import feature_network
 from sfumato.train import Run, Training, held_out_loss, train
 from sfumato.train.log import Log, read
+from sfumato.train.stopping import waiting
 
 Say = Callable[[str], None]
 Report = Callable[[int, float, float], None]  # (step, loss, images a second), after every step
@@ -46,33 +47,37 @@ def fit(run: Run, out: Path, init: Model | None, command: str, say: Say, report:
     log = Log(out, training.step) if training.is_main else None
     begun, before, smooth = time.perf_counter(), training.seconds, None
     first, loss_sum, counted = training.step, 0.0, 0
-    for step in train(training):
-        training.seconds = before + time.perf_counter() - begun
-        rate = (step.number - first) * run.batch / (training.seconds - before)
-        smooth = step.loss if smooth is None else 0.98 * smooth + 0.02 * step.loss
-        loss_sum, counted = loss_sum + step.loss, counted + 1
-        if training.is_main:
-            report(step.number, smooth, rate)
-        last = step.number == run.steps
-        if log and (step.number % run.log_every == 0 or last):
-            log.write(
-                step.number,
-                loss=loss_sum / counted,
-                learning_rate=step.learning_rate,
-                grad_norm=step.grad_norm,
-                images_per_second=rate,
-                seconds=training.seconds,
-            )
-            loss_sum, counted = 0.0, 0
-        if step.number % run.save_every == 0 or last:
-            training.save()  # before all that may fail: what was trained is not lost
-        if step.number % run.evaluate_every == 0 or last:
-            _evaluate(training, log, command)
-        if training.is_main and (step.number % run.sample_every == 0 or last):
-            shown = generate(training.model(), 100 if run.data.name == "digits" else 64)
-            write(shown, out / "samples" / f"step-{step.number:08d}.png")
-        if any(step.number == snapshot for snapshot in snapshots(run)):
-            training.snapshot()
+    with waiting(training.accelerator.num_processes == 1) as stopped:  # of several, no step would be whole in all
+        for step in train(training):
+            training.seconds = before + time.perf_counter() - begun
+            rate = (step.number - first) * run.batch / (training.seconds - before)
+            smooth = step.loss if smooth is None else 0.98 * smooth + 0.02 * step.loss
+            loss_sum, counted = loss_sum + step.loss, counted + 1
+            if training.is_main:
+                report(step.number, smooth, rate)
+            last = step.number == run.steps
+            if log and (step.number % run.log_every == 0 or last):
+                log.write(
+                    step.number,
+                    loss=loss_sum / counted,
+                    learning_rate=step.learning_rate,
+                    grad_norm=step.grad_norm,
+                    images_per_second=rate,
+                    seconds=training.seconds,
+                )
+                loss_sum, counted = 0.0, 0
+            if step.number % run.save_every == 0 or last:
+                training.save()  # before all that may fail: what was trained is not lost
+            if step.number % run.evaluate_every == 0 or last:
+                _evaluate(training, log, command)
+            if training.is_main and (step.number % run.sample_every == 0 or last):
+                shown = generate(training.model(), 100 if run.data.name == "digits" else 64)
+                write(shown, out / "samples" / f"step-{step.number:08d}.png")
+            if any(step.number == snapshot for snapshot in snapshots(run)):
+                training.snapshot()
+            if stopped():
+                training.save()  # again, if this step was: with the held-out loss that came after
+                raise KeyboardInterrupt
     if log:
         log.close()
     if training.is_main:

@@ -22,7 +22,7 @@ from sfumato.samplers import SAMPLERS
 from sfumato.samplers.loop import grid_of
 from sfumato.tasks.evaluate import check_ode
 from sfumato.tasks.features import feature_network
-from sfumato.tasks.subjects import LEAST, Against, Lens, Pictures, Subject, against, alike, subject
+from sfumato.tasks.subjects import LEAST, Against, Lens, Pictures, Subject, against, alike, means_pictures, subject
 
 LEAST_REFERENCE = 6  # of a reference seen by features: density looks for the fifth neighbour of each
 SAMPLED = {"sampler": "--sampler", "steps": "--steps", "guide": "guidance", "ode": "--ode", "by_steps": "--by-steps"}
@@ -62,22 +62,19 @@ def settled(names: Sequence[str], asked: Asked) -> Plan:
     """
     if len(set(names)) < len(names):
         raise ValueError(f"{', '.join(names)} came; a subject is compared with others, each named once")
-    subjects = {name: subject(name, asked.ema) for name in names}
-    models = {name: one for name, one in subjects.items() if isinstance(one, Model)}
+    found = {name: subject(name, asked.ema) for name in names if not means_pictures(name)}
+    models = {name: one for name, one in found.items() if isinstance(one, Model)}
     if not models and (came := [flag for name, flag in SAMPLED.items() if getattr(asked, name) is not None]):
         raise ValueError(f"{came[0]} is for models, and only pictures came, which are made already; leave it out")
     guides = {name: _checked(name, model, asked) for name, model in models.items()}
+    own = next((model.config.trained_on for model in models.values()), None)
+    subjects = {name: models.get(name) or subject(name, asked.ema, own) for name in names}
     held = reference_of(next(iter(models.values()), subjects[names[0]]), asked)
     for name, one in subjects.items():
         _fits(name, one, held)
     lens = lens_of(asked, held)
     if lens is not None:
         _enough(subjects, asked, lens.held)
-    elif models and not _usual(asked.reference, next(iter(models.values()))):
-        raise ValueError(
-            f"--reference {asked.reference} is for scores by features, and there are none; give --features "
-            "efficientnet-lite0, or leave it out"
-        )
     return Plan(subjects, guides, held, lens)
 
 
@@ -91,12 +88,6 @@ def reference_of(one: Subject, asked: Asked) -> Against | None:
         came = "--reference" if asked.features is None else "--features"
         raise ValueError(f"{came} is for pictures, and this model makes {one.config.kind}s; leave it out")
     return None
-
-
-def _usual(reference: str, model: Model) -> bool:
-    """Whether it is the test part of the model's own data, against which scores by values are measured anyway."""
-    own = model.config.trained_on.name
-    return reference in ("test", own, f"{own}:test")
 
 
 def lens_of(asked: Asked, held: Against | None) -> Lens | None:

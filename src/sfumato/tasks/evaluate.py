@@ -28,9 +28,9 @@ from sfumato.metrics import BitsPerDim, HistogramBits, LabelAgreement, NearestNe
 from sfumato.model import Model
 from sfumato.tasks import scores as by_features
 from sfumato.tasks.gaussian import beside_gaussian, gaussian_table
-from sfumato.tasks.generate import Samples, generate
-from sfumato.tasks.records import told
-from sfumato.tasks.subjects import HELD_OUT_ROWS, TRAIN_ROWS, some_rows
+from sfumato.tasks.generate import Samples, generate, spread
+from sfumato.tasks.records import nearest_title, told
+from sfumato.tasks.subjects import HELD_OUT_ROWS, PIXELS, TRAIN_ROWS, VALUES, some_rows
 
 BOUND_ROWS = HELD_OUT_ROWS  # of the bound
 ODE_TOLERANCE = 1e-3  # a tenth of it changes the digits' bits by less than a third of a standard error of 100 rows
@@ -163,8 +163,9 @@ def measure(
             scores["agreement"] = agreement_of(samples.x, samples.labels, train, held_out)
     say("nearest training rows")
     with lap(seconds, "nearest"):
-        near = nearest_of(samples.x, train["x"].numpy(), held_out["x"].numpy())
-    scores["nearest"] = summary(near)
+        levels = splits.info.levels if model.config.kind == "picture" else None
+        near = nearest_of(*(_pixels(x, levels) for x in (samples.x, train["x"].numpy(), held_out["x"].numpy())))
+    scores["nearest"] = {**summary(near), "unit": PIXELS if levels else VALUES}
     say("the same beside a fitted Gaussian")
     with lap(seconds, "gaussian"):
         scores["gaussian"] = beside_gaussian(model, train, held_out, _some(samples, GAUSSIAN_ROWS))
@@ -178,6 +179,11 @@ def measure(
     }
     scores["seconds"] = {**seconds, "sampling": round(samples.seconds, 2)}
     return scores, near
+
+
+def _pixels(x: np.ndarray, levels: int | None) -> np.ndarray:
+    """Rows in the unit in which they are compared: of pictures all levels spread over 0..255."""
+    return x if levels is None else spread(x, levels)
 
 
 def _some(samples: Samples, most: int) -> Samples:
@@ -241,12 +247,15 @@ def table(scores: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("  the judge on held-out rows", f"{100 * found['judge_held_out_accuracy']:.1f} %"))
     if "nearest" in scores:
         near = scores["nearest"]
-        rows.append(("distance to the nearest training row (median)", f"{near['median']:.2f}"))
+        rows.append((nearest_title(near), f"{near['median']:.2f}"))
         rows.append(("  of held-out rows", f"{near['held_out_median']:.2f}"))
     if "gaussian" in scores:
         rows += gaussian_table(scores["gaussian"])
     if "energy" in scores:
-        rows.append((f"energy distance, n = {scores['energy']['n']}", f"{scores['energy']['value']:.4f}"))
+        energy = scores["energy"]
+        rows.append(
+            (f"energy distance to the reference ({energy['unit']}), n = {energy['n']}", f"{energy['value']:.4f}")
+        )
     if "by_features" in scores:
         rows += _feature_table(scores["by_features"])
     if "by_steps" in scores:

@@ -42,7 +42,7 @@ from sfumato.tasks.evaluate import (
 )
 from sfumato.tasks.generate import ALONE, Samples, Share, generate
 from sfumato.tasks.records import records
-from sfumato.tasks.subjects import Against, Lens, Pictures, Subject, alike, evenly, labels_as
+from sfumato.tasks.subjects import PIXELS, Against, Lens, Pictures, Subject, alike, evenly, labels_as, scattered
 
 BY_STEPS = (5, 10, 20, 50)  # numbers of steps that are scored unless others are asked for,
 BY_STEPS_SAMPLES = 200  # by so many samples each
@@ -50,6 +50,7 @@ FEATURE_ROWS = 2_000  # training pictures whose features are searched for neighb
 UNSELECTED, CLOSEST, NEIGHBOURS = 8, 4, 3  # samples shown with neighbours: the first ones, the nearest ones; how many
 ODE_ROWS = 100  # held-out rows of the ODE's likelihood, where a row has at most
 ODE_VALUES = 256  # so many values
+UNIT = "pixels, -1 to 1"  # of the energy distance
 JUDGED = 5  # every so many-th training picture tries the judge that the others are fitted to
 
 
@@ -141,7 +142,7 @@ def _counts(model: Model, samples: Samples, asked: Asked) -> tuple[int, ...]:
 def chosen(pictures: Pictures, asked: Asked, held: Against | None) -> Made:
     """n pictures that nobody here made, evenly spread over all of them, in the reference's colours and classes."""
     assert held is not None
-    index = evenly(every := len(pictures.images), asked.n)
+    index = scattered(every := len(pictures.images), asked.n)
     x = alike(pictures.images[index], held.images, pictures.name, held.name).transpose(0, 3, 1, 2)
     labels = labels_as(pictures, held.label_names or pictures.label_names)
     settings = {**pictures.settings, "n": len(x)}
@@ -172,7 +173,10 @@ def examine(
     else:
         found = _of_model(name, one, made, asked, lens, say)
     if held is not None:
-        found = _with_features(found, held, lens, say)
+        images = alike(found.samples.images(), held.images, name, held.name)
+        with lap(found.scores["seconds"], "energy"):
+            found.scores["energy"] = energy_of(images, held, say)
+        found = _with_features(found, images, held, lens, say)
     how = _how(found, held, lens, share)
     how["seconds"] = round(made.seconds + time.perf_counter() - start, 2)
     return replace(found, scores={**found.scores, "how": how, "records": records(found.scores, how)})
@@ -200,7 +204,6 @@ def _of_pictures(
     """The scores by values, 0..255, of pictures that nobody here made."""
     x, labels = samples.x, samples.labels
     names = (held.label_names or pictures.label_names) if labels is not None else ()
-    real = held.images[evenly(len(held.images), BOUND_ROWS)].transpose(0, 3, 1, 2)
     seconds: dict[str, float] = {}
     scores: dict[str, Any] = {"sampling": dict(samples.settings)}
     if "chosen" in samples.settings:
@@ -211,7 +214,7 @@ def _of_pictures(
         say("nearest training rows")
         with lap(seconds, "nearest"):
             near = nearest_of(x, train, held.held_out.transpose(0, 3, 1, 2))
-        scores["nearest"] = summary(near)
+        scores["nearest"] = {**summary(near), "unit": PIXELS}
         told = held.train_labels
         if labels is not None and told is not None and len(np.unique(told)) > 1 and not _judged(lens, labels, names):
             say("agreement with the labels")
@@ -221,13 +224,6 @@ def _of_pictures(
             ]
             with lap(seconds, "agreement"):
                 scores["agreement"] = agreement_of(x, labels, *rows)
-    say("energy distance to the reference")
-    with lap(seconds, "energy"):
-        metric = EnergyDistance(_unit(real))
-        metric.update(_unit(x))
-        scores["energy"] = {"value": metric.compute(), "n": min(len(x), GAUSSIAN_ROWS), "rows": len(real)}
-    part = "" if len(real) == len(held.images) else f", {len(real):,} of them evenly spread"
-    scores["energy"]["reference"] = held.name + part
     scores["reference"] = {"n": len(x), "threads": torch.get_num_threads(), "ema": pictures.settings.get("ema")}
     scores["seconds"] = seconds
     return Evaluation(name, scores, samples, names, near)
@@ -238,14 +234,29 @@ def _judged(lens: Lens | None, labels: np.ndarray | None, names: tuple[str, ...]
     return lens is not None and lens.network.own_labels(labels, names) is not None
 
 
+def energy_of(images: np.ndarray, held: Against, say: Say) -> dict[str, Any]:
+    """The energy distance of pictures (N, H, W, C) to the reference, beside that of as many real ones of its source."""
+    say(f"energy distance to {held.name}")
+    few = images[scattered(len(images), GAUSSIAN_ROWS)]
+    rows = held.images[scattered(len(held.images), BOUND_ROWS)]
+    metric, found = EnergyDistance(_unit(rows)), []
+    others = [] if held.real is None else [held.real(len(few))[0]]
+    for x in (few, *others):
+        metric.reset()
+        metric.update(_unit(x))
+        found.append(metric.compute())
+    part = "" if len(rows) == len(held.images) else f", {len(rows):,} of them evenly spread"
+    about = {"n": len(few), "rows": len(rows), "reference": held.name + part, "unit": UNIT}
+    return {"value": found[0], **about, **({"real": found[1], "real_n": len(others[0])} if others else {})}
+
+
 def _unit(x: np.ndarray) -> np.ndarray:
-    return x[evenly(len(x), GAUSSIAN_ROWS)].astype(np.float32) / 127.5 - 1
+    return x.astype(np.float32) / 127.5 - 1
 
 
-def _with_features(found: Evaluation, held: Against, lens: Lens | None, say: Say) -> Evaluation:
+def _with_features(found: Evaluation, images: np.ndarray, held: Against, lens: Lens | None, say: Say) -> Evaluation:
     """The same with the scores by features, and with the nearest training pictures of some samples."""
     samples, scores = found.samples, dict(found.scores)
-    images = alike(samples.images(), held.images, found.name, held.name)
     if lens is not None:
         network = lens.network
         say(f"scores by the features of {network.name}, against {held.name}")
@@ -264,9 +275,7 @@ def _with_features(found: Evaluation, held: Against, lens: Lens | None, say: Say
     first = range(min(UNSELECTED, len(images)))
     closest = [] if found.near is None else np.argsort(found.near.samples)[:CLOSEST].tolist()
     shown = [*first, *(i for i in closest if i not in first)]
-    rows = [
-        _neighbours("pixels, 0 to 255", images[shown], held.train, lambda x: x.reshape(len(x), -1).astype(np.float32))
-    ]
+    rows = [_neighbours(PIXELS, images[shown], held.train, lambda x: x.reshape(len(x), -1).astype(np.float32))]
     if lens is not None:
         look, some = lens.network.look, held.train[evenly(len(held.train), FEATURE_ROWS)]
         rows.append(_neighbours(f"features of {lens.network.name}", images[shown], some, lambda x: look(x).features))

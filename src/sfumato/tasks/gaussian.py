@@ -121,10 +121,11 @@ def gaussian_table(scores: dict[str, Any]) -> list[tuple[str, str]]:
         return [("beside a fitted Gaussian", f"skipped: {scores['skipped']}")]
     energy = scores["energy"]
     whose = "one fitted Gaussian a class" if scores["gaussians"] == "one a class" else "a fitted Gaussian"
+    asked = " in the training rows' classes" if scores["gaussians"] == "one a class" else ""
     rows = _loss_table(scores["loss"], whose) if "loss" in scores else []
     return [
         *rows,
-        (f"energy distance to held-out rows, n = {energy['n']}", f"{energy['model']:.4f}"),
+        (f"energy distance to held-out rows{asked}, n = {energy['n']}", f"{energy['model']:.4f}"),
         (f"  of {whose}", f"{energy['gaussian']:.4f}"),
         ("  of training rows", f"{energy['training_rows']:.4f}"),
     ]

@@ -73,6 +73,7 @@ class Samples:
     kind: str
     levels: int | None
     guide: Guide = field(default_factory=Guide)
+    label_names: tuple[str, ...] = ()
 
     def images(self) -> np.ndarray:
         """Pictures as uint8 (N, H, W, C) with all levels spread over 0..255."""
@@ -126,4 +127,5 @@ def generate(
         **({} if schedule is None else {"schedule": schedule}),
     }
     levels = model.config.codec.get("levels")
-    return Samples(x, None if asked is None else asked.numpy(), settings, seconds, model.config.kind, levels, guide)
+    labels, names = None if asked is None else asked.numpy(), model.config.label_names
+    return Samples(x, labels, settings, seconds, model.config.kind, levels, guide, names)

@@ -155,7 +155,8 @@ def _plots(evaluations: Sequence[Evaluation]) -> str:
         if one.near is not None:
             about = f"Distance{whose} to the nearest training row"
             real = {"real held-out rows": one.near.held_out}
-            plot = plots.histogram({"samples": one.near.samples}, "Euclidean distance of values", about, real)
+            axis = f"Euclidean distance of {one.scores['nearest']['unit']}"
+            plot = plots.histogram({"samples": one.near.samples}, axis, about, real)
             found.append(_figure(plot, f"{about}: samples far to the left of real rows would be copies."))
         if "loss" in one.scores.get("gaussian", {}):
             by_t = one.scores["gaussian"]["loss"]["by_t"]

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from sfumato.tasks.generate import Samples
 READABLE = 48  # a picture in a grid has at least so many pixels a side,
 FILMED = 32  # one in a film so many,
 WIDEST = 2400  # and the whole at most so many
+LONGEST = 255  # bytes of a folder's name
 
 
 def tile(images: np.ndarray, columns: int, readable: int = READABLE) -> np.ndarray:
@@ -121,9 +124,22 @@ def _write_npz(samples: Samples, out: Path) -> None:
     np.savez_compressed(out, **arrays, settings=np.array(json.dumps(samples.settings)))
 
 
+def class_folders(names: Sequence[str], classes: int) -> tuple[str, ...]:
+    """A folder for each class: its name; its number if the name of any class is none that a folder can have."""
+
+    def fits(name: str) -> bool:
+        return not re.search(r"^[.\s]|[/\\:\x00-\x1f]|\s$", name) and 0 < len(name.encode()) <= LONGEST
+
+    taken = {name.casefold() for name in names}  # not every disk tells `a` from `A`
+    usable = len(taken) == len(names) >= classes and all(map(fits, names)) and taken != {"train", "test"}
+    return tuple(names) if usable else tuple(map(str, range(classes)))
+
+
 def _write_folder(samples: Samples, out: Path) -> None:
+    labels = samples.labels
+    folders = () if labels is None else class_folders(samples.label_names, int(labels.max()) + 1)
     for i, image in enumerate(samples.images()):
-        where = out if samples.labels is None else out / f"{samples.labels[i]}"
+        where = out if labels is None else out / folders[labels[i]]
         where.mkdir(parents=True, exist_ok=True)
         _picture(image).save(where / f"{i:06d}.png")
     (out / "settings.json").write_text(json.dumps(samples.settings, indent=1) + "\n")

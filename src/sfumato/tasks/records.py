@@ -34,6 +34,12 @@ def records(scores: Mapping[str, Any], how: Mapping[str, Any]) -> list[dict[str,
     ]
 
 
+def nearest_title(found: Mapping[str, Any]) -> str:
+    """What the median distance to the nearest training row is called, with its unit if that was stored."""
+    unit = f"; {found['unit']}" if "unit" in found else ""
+    return f"distance to the nearest training row (median{unit})"
+
+
 def _row(name: str, value: float, better: str | None, real: float | None = None, **more: Any) -> dict[str, Any]:
     return {"name": name, "value": value, "error": None, "real": real, "real_n": None, "better": better, **more}
 
@@ -63,16 +69,18 @@ def _rows(scores: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     if "nearest" in scores:
         found = scores["nearest"]
         among = {"reference": f"{TRAIN_ROWS:,} training rows, or fewer, evenly spread", "features": "values"}
-        what = "distance to the nearest training row (median)"
-        yield "nearest", _row(what, found["median"], None, found["held_out_median"], **among)
+        yield "nearest", _row(nearest_title(found), found["median"], None, found["held_out_median"], **among)
     if "energy" in scores:
         found = scores["energy"]
-        rest = {"n": found["n"], "reference": found["reference"], "features": "values"}
-        yield "energy", _row("energy distance (values)", found["value"], "lower", **rest)
+        rest = {"n": found["n"], "reference": found["reference"], "features": "values", "real_n": found.get("real_n")}
+        yield "energy", _row(f"energy distance ({found['unit']})", found["value"], "lower", found.get("real"), **rest)
     energy = scores.get("gaussian", {}).get("energy")
-    if energy:
+    if energy and "energy" not in scores:  # of pictures there is the one that all subjects have
         rest = {"n": energy["n"], "reference": f"held-out rows, {energy['held_out_rows']:,}", "features": "codec units"}
-        yield "gaussian", _row("energy distance", energy["model"], "lower", energy["training_rows"], **rest)
+        yield (
+            "gaussian",
+            _row("energy distance (codec units)", energy["model"], "lower", energy["training_rows"], **rest),
+        )
     if "milliseconds_per_sample" in scores["sampling"]:
         taken = scores["sampling"]["milliseconds_per_sample"]
         yield "sampling", _row("milliseconds a sample", taken, "lower", reference=None)

@@ -12,7 +12,8 @@ A reference is the test (held-out) or training part of a data set, or again a fo
     NAME  NAME:train    the test or training part of any data set, such as mnist
     FOLDER  FILE.npz
 
-Pictures are uint8 (N, H, W, C), all grey levels spread over 0..255.
+Pictures are uint8 (N, H, W, C), all grey levels spread over 0..255.  Beside a model whose data were read at a size or
+in colours of its own, a folder is read alike; a file is taken as it is.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ import numpy as np
 
 from sfumato import data
 from sfumato.data import Data, Rows, arrays, folder, named
-from sfumato.data.pictures import recolour
+from sfumato.data.pictures import View, recolour
 from sfumato.data.source import FROM_PATH
 from sfumato.metrics import FeatureNetwork
 from sfumato.model import Model, load, zoo
+from sfumato.noise import ROWS, philox
 from sfumato.tasks import scores
 from sfumato.tasks.generate import spread
 from sfumato.tasks.scores import pictures_of, real_pictures
@@ -48,6 +50,7 @@ HELD_OUT_ROWS = 1_000  # held-out rows that they look at, likewise
 REFERENCE_ROWS = 50_000  # of a reference, evenly spread over it
 LEAST = 4  # pictures that scores by features are measured of: precision looks for the third neighbour of each
 PARTS = ("test", "train")
+PIXELS, VALUES = "pixels, 0 to 255", "values of the data"  # units of a distance: of pictures, and of all else
 
 
 @dataclass(frozen=True)
@@ -97,21 +100,31 @@ class Lens:
 Subject = Model | Pictures
 
 
-def subject(name: str, ema: float | None = None) -> Subject:
-    """The model or the pictures that a name or path means; ValueError if it is neither."""
-    path = Path(name)
-    if ".npz" in path.suffix or (
-        path.is_dir() and name not in zoo() and not any((path / one).exists() for one in MODEL_FILES)
-    ):
+def subject(name: str, ema: float | None = None, own: Data | None = None) -> Subject:
+    """The model or the pictures that a name or path means; ValueError if it is neither.
+
+    own: the data of the model beside which pictures stand.
+    """
+    if means_pictures(name):
         if ema is not None:
             raise ValueError(f"--ema {ema:g} came for {name}, which is pictures and no run; leave it out")
-        return read_pictures(name)
+        return read_pictures(name, own)
     return load(name, ema=ema)
 
 
-def read_pictures(name: str) -> Pictures:
-    """The pictures of a folder, FILE.npz or FILE.npz:ARRAY; ValueError says in one line what is wrong with them."""
-    return _read_folder(Path(name)) if Path(name).is_dir() else _read_npz(name)
+def means_pictures(name: str) -> bool:
+    path = Path(name)
+    return ".npz" in path.suffix or (
+        path.is_dir() and name not in zoo() and not any((path / one).exists() for one in MODEL_FILES)
+    )
+
+
+def read_pictures(name: str, own: Data | None = None) -> Pictures:
+    """The pictures of a folder, FILE.npz or FILE.npz:ARRAY; ValueError says in one line what is wrong with them.
+
+    A folder's are read at the size and in the colours of `own`.
+    """
+    return _read_folder(Path(name), own or Data("folder")) if Path(name).is_dir() else _read_npz(name)
 
 
 def _read_npz(name: str) -> Pictures:
@@ -143,18 +156,19 @@ def folded(images: np.ndarray) -> np.ndarray:
     return images[..., :1] if (images == images[..., :1]).all() else images
 
 
-def _read_folder(root: Path) -> Pictures:
+def _read_folder(root: Path, own: Data) -> Pictures:
     listed, _, complaints = folder.listing(root)
     about = root / "settings.json"  # what `sfumato sample` leaves beside its pictures
     listed = [name for name in listed if name != about.name]
-    names, shapes, cache = folder.examine(root, listed, 3, None, complaints)
-    folder.settle(root, complaints, skip_broken=False)
-    if len(set(shapes)) > 1:
+    channels = own.channels or 3
+    names, shapes, cache = folder.examine(root, listed, channels, own.size, complaints)
+    folder.settle(root, complaints, own.skip_broken)
+    if own.size is None and len(set(shapes)) > 1:
         sizes = sorted({f"{shape[2]}x{shape[1]}" for shape in shapes})
         raise ValueError(f"{root}: pictures of {len(sizes)} sizes came ({', '.join(sizes[:4])}); allowed is one size")
-    folder.common_shape(root, names, shapes, 3, None)
-    read = folder.reader(root, names, 3, None, cache)
-    images = folded(np.stack(read(np.arange(len(names)))).transpose(0, 2, 3, 1))
+    folder.common_shape(root, names, shapes, channels, own.size)
+    read = folder.reader(root, names, channels, own.size, cache)
+    images = folded(View(own.size)(read(np.arange(len(names)))).transpose(0, 2, 3, 1))
     labels, label_names = folder.classes(root, names)
     if labels is not None and all(name.isdecimal() for name in label_names):  # `10` is sorted before `2`
         labels = np.array([int(name) for name in label_names])[labels]
@@ -180,7 +194,7 @@ def against(reference: str, own: Data | None) -> Against:
     if reference in PARTS:
         if own is None:
             ways = "a data set (mnist, mnist:train), a FOLDER or FILE.npz"
-            raise ValueError(f"pictures do not say which data they are like: give --reference {ways}; got {reference}")
+            raise ValueError(f"pictures do not say which data they are like: give --reference {ways}")
         return _of_data(own, reference)
     sets = sorted(data.DATASETS.keys() - FROM_PATH)
     if name in sets or named.stored(name) is not None:
@@ -190,8 +204,9 @@ def against(reference: str, own: Data | None) -> Against:
     if not Path(reference.partition(".npz:")[0]).exists() and not Path(reference).exists():
         known = ", ".join((*PARTS, *sets))
         raise ValueError(f"unknown reference {reference!r}; allowed are {known}, a FOLDER of pictures or FILE.npz")
-    pictures = read_pictures(reference)
-    found = Against(f"{pictures.name}, {len(pictures.images):,} pictures", pictures.images)
+    pictures = read_pictures(reference, own)
+    how = f" read at --data.size {own.size}" if own and own.size and Path(reference).is_dir() else ""
+    found = Against(f"{pictures.name}, {len(pictures.images):,} pictures{how}", pictures.images)
     if own is None:
         return found
     return replace(_of_data(own, "test"), name=found.name, images=found.images, real=None, real_name="")
@@ -234,10 +249,11 @@ def alike(images: np.ndarray, reference: np.ndarray, whose: str, name: str) -> n
     """The images in the reference's colours; ValueError if they are of another size, or coloured and it is grey."""
     came, wanted = images.shape[1:], reference.shape[1:]
     if came[:2] != wanted[:2]:
-        sizes = f"pictures of {came[1]}x{came[0]} came, and {name} has {wanted[1]}x{wanted[0]}"
+        sizes = f"its pictures are {came[1]}x{came[0]}, those of the reference ({name}) {wanted[1]}x{wanted[0]}"
         raise ValueError(f"{whose}: {sizes}; resize one, or choose another --reference")
     if came[2] > wanted[2]:
-        raise ValueError(f"{whose}: pictures in colour came, and {name} is grey; choose another --reference")
+        grey = f"its pictures are in colour, those of the reference ({name}) grey"
+        raise ValueError(f"{whose}: {grey}; choose another --reference")
     return recolour(images.transpose(0, 3, 1, 2), wanted[2]).transpose(0, 2, 3, 1)
 
 
@@ -247,11 +263,21 @@ def evenly(count: int, most: int) -> np.ndarray:
     return np.arange(few) * count // few
 
 
+def scattered(count: int, most: int) -> np.ndarray:
+    """Numbers of at most so many rows, one drawn from each of as many equal parts.
+
+    They are spread evenly too, and of samples, whose classes come in turn, every class is among them.
+    """
+    few = min(most, count)
+    ends = np.arange(few + 1) * count // few
+    return ends[:-1] + (philox(0, ROWS).random(few) * np.diff(ends)).astype(np.int64)
+
+
 def labels_as(pictures: Pictures, names: tuple[str, ...]) -> np.ndarray | None:
     """The labels (N,) as numbers of these classes: by name, or as they are if they are named by numbers; or None."""
     if pictures.labels is None or not names:
         return None
-    if set(pictures.label_names) <= set(names):
-        return np.array([names.index(name) for name in pictures.label_names])[pictures.labels]
+    if {pictures.label_names[k] for k in np.unique(pictures.labels)} <= set(names):
+        return np.array([names.index(pictures.label_names[k]) for k in pictures.labels])
     numbers = all(name.isdecimal() for name in pictures.label_names)
     return pictures.labels if numbers and int(pictures.labels.max()) < len(names) else None

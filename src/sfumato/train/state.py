@@ -59,6 +59,14 @@ def load(out: Path, say: Callable[[str], None]) -> State | None:
     return None
 
 
+def goes_on(out: Path) -> str:
+    """Where the same command goes on, for a person."""
+    found = sorted((out / "checkpoints").glob("step-*"))
+    if not found:
+        return "no step was saved, so the same command starts anew"
+    return f"the same command goes on from step {int(found[-1].name.removeprefix('step-'))}"
+
+
 def drop_snapshots(out: Path, step: int) -> None:
     """Take back the snapshots after `step`: the run that goes on from there makes its own."""
     for path in (out / "ema").glob("step-*"):
