@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 os.environ["OMP_NUM_THREADS"] = "1"  # two workers on two cores, and what they start: one thread each; before torch
 
@@ -14,6 +15,10 @@ from torch import Tensor
 from sfumato import schedules
 from sfumato.schedules import SCHEDULES, Schedule
 from sfumato.testbed import GaussianMixture
+
+# What is started behind `nohup .. &` ignores Ctrl-C, and so do the commands that it starts; tests press it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples every time: a failure seen once is seen again.
 settings.register_profile("sfumato", deadline=None, derandomize=True, max_examples=50)

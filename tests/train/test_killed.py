@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import collections
+import importlib
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +20,8 @@ from sfumato.train.trainer import Training
 
 from ..tiny import checkpoint, different, silent, tiny, train_tiny
 from . import killed_run
+
+fitting = importlib.import_module("sfumato.recipes.fit")  # the package has a function of that name
 
 
 @pytest.mark.slow
@@ -58,6 +62,36 @@ def test_a_training_killed_ten_times_is_the_training_that_was_not(tmp_path: Path
     for part in ("model", "best"):
         one, two = (sfumato.load(tmp_path / name / part).net.state_dict() for name in ("whole", "killed"))
         assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+@pytest.mark.parametrize("steps", [8, 12])
+def test_a_step_that_was_saved_and_not_looked_at_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    """Killed between its checkpoint and its held-out loss, at the last step and at another."""
+    run = tiny(steps=steps, save_every=8, evaluate_every=8, snapshots=steps // 4, log_every=1)
+    train_tiny(run, tmp_path / "whole")
+    look = fitting._look
+
+    def killed(training: Training, *rest: Any) -> None:
+        if training.step == 8:
+            raise SystemExit
+        look(training, *rest)
+
+    out = tmp_path / "killed"
+    monkeypatch.setattr(fitting, "_look", killed)
+    with pytest.raises(SystemExit):
+        train_tiny(run, out)
+    monkeypatch.setattr(fitting, "_look", look)
+    train_tiny(run, out)
+    for what in ("step", "held_out_loss", "grad_norm"):
+        whole, found = (
+            [line.get(what) for line in log.read(folder / "log.jsonl")] for folder in (tmp_path / "whole", out)
+        )
+        assert found == whole
+    kept = [sorted(p.name for p in folder.rglob("step-*")) for folder in (tmp_path / "whole", out)]
+    assert kept[0] == kept[1]
+    assert (out / "model" / "model.safetensors").exists()
 
 
 def _torn(path: Path) -> None:

@@ -41,12 +41,13 @@ def fit(run: Run, out: Path, init: Model | None, command: str, say: Say, report:
         check_features(training)
     if training.step >= run.steps:
         say(f"{out} is trained to step {training.step} already")
-        if training.is_main and not (out / "model").exists():  # it was killed between its last two writes
-            save(training, out / "model", command)
-        return training
+        if (out / "model").exists():  # else it was killed after its last step
+            return training
     log = Log(out, training.step) if training.is_main else None
     begun, before, smooth = time.perf_counter(), training.seconds, None
     first, loss_sum, counted = training.step, 0.0, 0
+    if training.step:  # it may have been killed after it saved this step and before it looked at it
+        _look(training, log, command)
     with waiting(training.accelerator.num_processes == 1) as stopped:  # of several, no step would be whole in all
         for step in train(training):
             training.seconds = before + time.perf_counter() - begun
@@ -68,13 +69,7 @@ def fit(run: Run, out: Path, init: Model | None, command: str, say: Say, report:
                 loss_sum, counted = 0.0, 0
             if step.number % run.save_every == 0 or last:
                 training.save()  # before all that may fail: what was trained is not lost
-            if step.number % run.evaluate_every == 0 or last:
-                _evaluate(training, log, command)
-            if training.is_main and (step.number % run.sample_every == 0 or last):
-                shown = generate(training.model(), 100 if run.data.name == "digits" else 64)
-                write(shown, out / "samples" / f"step-{step.number:08d}.png")
-            if any(step.number == snapshot for snapshot in snapshots(run)):
-                training.snapshot()
+            _look(training, log, command)
             if stopped():
                 training.save()  # again, if this step was: with the held-out loss that came after
                 raise KeyboardInterrupt
@@ -90,9 +85,21 @@ def snapshots(run: Run) -> list[int]:
     return sorted({max(1, round(run.steps * (i + 1) / run.snapshots)) for i in range(run.snapshots)})
 
 
+def _look(training: Training, log: Log | None, command: str) -> None:
+    """What is due at the step reached: its loss on held-out rows, samples, a snapshot."""
+    run, step, last = training.run, training.step, training.step == training.run.steps
+    if step % run.evaluate_every == 0 or last:
+        _evaluate(training, log, command)
+    if training.is_main and (step % run.sample_every == 0 or last):
+        shown = generate(training.model(), 100 if run.data.name == "digits" else 64)
+        write(shown, training.out / "samples" / f"step-{step:08d}.png")
+    if step in snapshots(run):
+        training.snapshot()
+
+
 def _evaluate(training: Training, log: Log | None, command: str) -> None:
     loss = held_out_loss(training)
-    if log:
+    if log and not log.measured(training.step):
         log.write(training.step, held_out_loss=loss)
     if loss < training.best:
         training.best = loss

@@ -17,9 +17,13 @@ class Log:
         from torch.utils.tensorboard import SummaryWriter
 
         self.path = out / "log.jsonl"
-        kept = [line for line in read(self.path) if line["step"] <= step]
+        self.kept = kept = [line for line in read(self.path) if line["step"] <= step]
         native.write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self.board = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)
+
+    def measured(self, step: int) -> bool:
+        """Whether the held-out loss of a step was written before this run went on."""
+        return any(line["step"] == step and "held_out_loss" in line for line in self.kept)
 
     def write(self, step: int, **values: float) -> None:
         try:
