@@ -142,7 +142,8 @@ def test_wheel_carries_all_that_is_needed(tmp_path: Path) -> None:
     for name in ("model.safetensors", "config.json", "card.md"):
         (planted / name).write_text("planted")
     package = tree / "src" / "sfumato"
-    needed = {path for path in package.rglob("*") if path.is_file() and (path.suffix == ".py" or "zoo" in path.parts)}
+    files = [path for path in package.rglob("*") if path.is_file()]
+    needed = {path for path in files if path.suffix in (".py", ".c") or "zoo" in path.parts}
 
     options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(out)]
     command = [sys.executable, "-m", "pip", "wheel", *options, str(tree)]

@@ -112,6 +112,6 @@ class NetworkDenoiser(Denoiser):
         weight = next(self.net.parameters(), x) if isinstance(self.net, torch.nn.Module) else x
         told = TIMES[self.time](self.schedule, t).to(x.device, torch.promote_types(weight.dtype, torch.float32))
         if self.autocast is None:
-            return self.net(x.to(weight.dtype), told, cond).to(x.dtype)
+            return self.net(x.to(weight.dtype), told, cond).to(x.dtype, copy=x.is_cuda)  # CUDA graphs write there again
         with torch.autocast(x.device.type, self.autocast):
-            return self.net(x.to(weight.dtype), told, cond).to(x.dtype)
+            return self.net(x.to(weight.dtype), told, cond).to(x.dtype, copy=x.is_cuda)

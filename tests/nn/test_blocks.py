@@ -37,13 +37,14 @@ def test_largest_divisor(n, at_most):
 def test_residual_block_is_its_formula(adaptive):
     torch.manual_seed(0)
     block = perturbed(Residual(6, 8, dims=2, adaptive=adaptive, groups=2, eps=1e-3, dropout=0.0)).double()
-    h, film = torch.randn(3, 6, 5, 4).double(), torch.randn(3, block.film, 1, 1).double()
+    h, film = torch.randn(3, 6, 5, 4).double(), torch.randn(3, block.film).double()
+    told = film[:, :, None, None]
     r = block.conv1(F.silu(normalised(h, 2, block.norm1)))
     if adaptive:
-        scale, shift = film[:, :8], film[:, 8:]
+        scale, shift = told[:, :8], told[:, 8:]
         r = (1 + scale) * normalised(r, 2, block.norm2) + shift
     else:
-        r = normalised(r + film, 2, block.norm2)
+        r = normalised(r + told, 2, block.norm2)
     kernel = block.skip.weight[:, :, 0, 0]
     skip = torch.einsum("oc,bchw->bohw", kernel, h) + block.skip.bias[:, None, None]
     torch.testing.assert_close(block(h, film), skip + block.conv2(r * torch.sigmoid(r)), atol=1e-12, rtol=1e-10)
@@ -52,7 +53,7 @@ def test_residual_block_is_its_formula(adaptive):
 def test_a_new_block_is_the_identity():
     h = torch.randn(2, 8, 5, 4)
     residual = Residual(8, 8, dims=2, adaptive=True, groups=2, eps=1e-6, dropout=0.5)
-    assert torch.equal(residual(h, torch.randn(2, 16, 1, 1)), h)
+    assert torch.equal(residual(h, torch.randn(2, 16)), h)
     attention = Attention(8, head_channels=4, context=3, groups=2, eps=1e-6)
     assert torch.equal(attention(h, torch.randn(2, 5, 3)), h)
 
@@ -60,9 +61,9 @@ def test_a_new_block_is_the_identity():
 def test_resizing_residual_block_resizes_both_branches():
     torch.manual_seed(1)
     block = perturbed(Residual(8, 8, dims=2, adaptive=True, groups=2, eps=1e-6, dropout=0.0))
-    h, film = torch.randn(2, 8, 6, 4), torch.randn(2, 16, 1, 1)
+    h, film = torch.randn(2, 8, 6, 4), torch.randn(2, 16)
     pooled = F.avg_pool2d(F.silu(block.norm1(h)), 2)
-    scale, shift = film.chunk(2, dim=1)
+    scale, shift = film[:, :, None, None].chunk(2, dim=1)
     expected = F.avg_pool2d(h, 2) + block.conv2(F.silu(block.norm2(block.conv1(pooled)) * (1 + scale) + shift))
     torch.testing.assert_close(block(h, film, torch.Size((3, 2))), expected, atol=1e-5, rtol=1e-5)
 
@@ -93,6 +94,32 @@ def test_attention_is_a_softmax_over_positions_and_tokens(head_channels, heads, 
     torch.testing.assert_close(block(h, context), expected, atol=1e-11, rtol=1e-9)
     if not tokens:
         torch.testing.assert_close(block(h), expected, atol=1e-11, rtol=1e-9)
+
+
+@pytest.mark.parametrize("spatial", [(5,), (4, 6), (17, 16), (3, 2, 4)])  # 272 positions are more than WHOLE
+@pytest.mark.parametrize("learns", [True, False])
+def test_joined_maps_of_one_head_are_the_four(spatial, learns):
+    torch.manual_seed(4)
+    block = perturbed(Attention(12, head_channels=0, context=0, groups=3, eps=1e-6)).double().requires_grad_(False)
+    h = torch.randn(2, 12, *spatial).double().requires_grad_(learns)
+    expected, weights = block(h), torch.randn(2, 12, *spatial).double()
+    block.fast = True
+    found = block(h)
+    torch.testing.assert_close(found, expected, atol=1e-11, rtol=1e-9)
+    if learns:
+        (truth,), (grad,) = (torch.autograd.grad(y, h, weights) for y in (expected, found))
+        torch.testing.assert_close(grad, truth, atol=1e-11, rtol=1e-9)
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_two_parts_are_what_they_are_side_by_side(learns):
+    torch.manual_seed(5)
+    block = perturbed(Residual(12, 6, dims=2, adaptive=False, groups=3, eps=1e-6, dropout=0.0)).requires_grad_(learns)
+    h, film = torch.randn(2, 12, 6, 4), torch.randn(2, 6)
+    expected = block(h, film)
+    block.fast = True
+    torch.testing.assert_close(block(h, film), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(block(h[:, :8], film, None, h[:, 8:]), expected, atol=1e-5, rtol=1e-5)
 
 
 @given(spatial=st.lists(st.integers(1, 6), min_size=1, max_size=3))

@@ -1,4 +1,7 @@
-"""The UNet against diffusers' own, against itself in other dimensions, and against what its conditions promise."""
+"""The UNet against itself in other dimensions, and against what its conditions promise.
+
+Against diffusers' own it is held in tests/checkpoints/test_diffusers.py.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,6 @@ from hypothesis import strategies as st
 
 from sfumato.nn import NETWORKS, Conditions, UNet, UNetConfig
 
-from .diffusers_keys import from_diffusers
 from .perturbed import perturbed
 
 DDPM: dict[str, Any] = {"adaptive": False, "residual_resampling": False, "head_channels": 0}
@@ -34,60 +36,6 @@ def test_the_cifar10_configuration_of_ddpm_has_its_35_7_million_parameters():
     with torch.device("meta"):
         net = UNet(UNetConfig(channels=128, multipliers=(1, 2, 2, 2), attention=(1,), **DDPM), (3, 32, 32))
     assert sum(parameter.numel() for parameter in net.parameters()) == 35_746_307
-
-
-def their_unet(config: UNetConfig, **options: Any) -> torch.nn.Module:
-    from diffusers import UNet2DModel
-
-    attend = [level in config.attention for level in range(len(config.multipliers))]
-    plain = ("DownBlock2D", "UpBlock2D")
-    if config.residual_resampling:
-        plain = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
-    return UNet2DModel(
-        in_channels=3,
-        out_channels=3,
-        freq_shift=int(config.freq_shift),
-        flip_sin_to_cos=False,
-        downsample_padding=0,
-        block_out_channels=tuple(config.channels * m for m in config.multipliers),
-        layers_per_block=config.blocks,
-        down_block_types=tuple("AttnDownBlock2D" if each else plain[0] for each in attend),
-        up_block_types=tuple("AttnUpBlock2D" if each else plain[1] for each in reversed(attend)),
-        attention_head_dim=config.head_channels or None,
-        norm_num_groups=config.groups,
-        norm_eps=config.norm_eps,
-        **options,
-    )
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("style", "options"),
-    [
-        (DDPM, {}),
-        (
-            {"head_channels": 8, "freq_shift": 0.0},
-            {
-                "resnet_time_scale_shift": "scale_shift",
-                "downsample_type": "resnet",
-                "upsample_type": "resnet",
-                "attn_norm_num_groups": 8,
-            },
-        ),
-    ],
-    ids=["ddpm", "adm"],
-)
-def test_mapped_weights_of_diffusers_unet_give_its_output(style, options):
-    torch.manual_seed(0)
-    config = UNetConfig(channels=16, multipliers=(1, 2, 2), blocks=2, attention=(1,), groups=8, **style)
-    theirs = perturbed(their_unet(config, **options)).eval()
-    ours = UNet(config, (3, 16, 16)).eval()
-    ours.load_state_dict(from_diffusers(theirs.state_dict(), config))
-    x, t = torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 500, 999])
-    with torch.no_grad():
-        expected = theirs(x, t).sample
-        assert expected.std() > 0.1
-        torch.testing.assert_close(ours(x, t), expected, atol=1e-5, rtol=1e-5)
 
 
 @STYLES

@@ -22,10 +22,54 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sfumato.nn.activated import NOTHING, Told, activated, normed
+from sfumato.nn.checkpointing import perhaps
+from sfumato.nn.compiled import Kept, differentiating
+from sfumato.nn.dropout import Dropout
+from sfumato.nn.winograd import Conv3x3
+
 CONV: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 AVERAGE: dict[int, Any] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 
+WHOLE = 256  # positions up to which a softmax over all of them at once is faster than one by parts
+
 Module = TypeVar("Module", bound=nn.Module)
+
+
+def conv3(dims: int, channels: int, out: int, stride: int = 1) -> nn.Module:
+    """A convolution of three places a side that keeps the size; with stride 2 of what was padded before."""
+    return Conv3x3(channels, out, stride) if dims == 2 else CONV[dims](channels, out, 3, stride, padding=2 - stride)
+
+
+def plus(conv: nn.Module, h: Tensor, other: Tensor) -> Tensor:
+    """conv(h) + other, at once where the convolution can."""
+    y: Tensor = conv(h, other) if isinstance(conv, Conv3x3) else other + conv(h)
+    return y
+
+
+class Conv1x1(nn.Conv2d):
+    """A 1x1 convolution as what it is, a product of matrices."""
+
+    def __init__(self, channels: int, out: int):
+        super().__init__(channels, out, 1)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return F.linear(h.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+
+    def product(self, h: Tensor, beside: Tensor | None) -> Tensor:
+        """The same without the bias; beside: further channels of h, as if they were concatenated."""
+        weight, parts = self.weight.flatten(1), [h] if beside is None else [h, beside]
+        rows = [part.permute(0, 2, 3, 1).flatten(0, 2) for part in parts]
+        y = rows[0] @ weight[:, : h.shape[1]].T
+        if beside is not None:
+            add = torch.addmm if differentiating() else Tensor.addmm_
+            y = add(y, rows[1], weight[:, h.shape[1] :].T)
+        return y.view(len(h), *h.shape[2:], -1).permute(0, 3, 1, 2)
+
+
+def conv1(dims: int, channels: int, out: int) -> nn.Module:
+    """A convolution of one place."""
+    return Conv1x1(channels, out) if dims == 2 else CONV[dims](channels, out, 1)
 
 
 def zeroed(module: Module) -> Module:
@@ -111,27 +155,31 @@ class Residual(nn.Module):
 
     def __init__(self, channels: int, out: int, *, dims: int, adaptive: bool, groups: int, eps: float, dropout: float):
         super().__init__()
-        self.adaptive, self.dropout = adaptive, dropout
+        self.adaptive, self.dropout, self.fast = adaptive, Dropout(dropout), False
         self.film = 2 * out if adaptive else out
         self.norm1 = group_norm(channels, groups, eps)
-        self.conv1 = CONV[dims](channels, out, 3, padding=1)
+        self.conv1 = conv3(dims, channels, out)
         self.norm2 = group_norm(out, groups, eps)
-        self.conv2 = zeroed(CONV[dims](out, out, 3, padding=1))
-        self.skip = nn.Identity() if channels == out else CONV[dims](channels, out, 1)
+        self.conv2 = zeroed(conv3(dims, out, out))
+        self.skip = nn.Identity() if channels == out else conv1(dims, channels, out)
 
-    def forward(self, h: Tensor, film: Tensor, size: torch.Size | None = None) -> Tensor:
-        """``film`` (B, self.film, 1, ..) is what the embedding says to this block: scale and shift, or shift."""
-        r = F.silu(self.norm1(h))
+    def forward(self, h: Tensor, film: Tensor, size: torch.Size | None = None, beside: Tensor | None = None) -> Tensor:
+        """``film`` (B, self.film) is what the embedding says to this block: scale and shift, or what is added.
+
+        beside: further channels of h, as if they were concatenated.
+        """
+        skip = self.skip if self.fast and isinstance(self.skip, Conv1x1) else None
+        if beside is not None and skip is None:
+            h, beside = torch.cat([h, beside], dim=1), None
+        r = activated(h, self.norm1, NOTHING, None, self.fast, beside)
         if size is not None:
             h, r = resize(h, size), resize(r, size)
-        r = self.conv1(r)
-        if self.adaptive:
-            scale, shift = film.chunk(2, dim=1)
-            r = torch.addcmul(shift, self.norm2(r), 1 + scale)
-        else:
-            r = self.norm2(r + film)
-        r = F.dropout(F.silu(r), self.dropout, self.training)
-        return self.skip(h) + self.conv2(r)
+        told = Told(*film.chunk(2, dim=1)) if self.adaptive else Told(added=film)
+        r = activated(self.conv1(r), self.norm2, told, self.dropout, self.fast)
+        if skip is not None:  # its bias with the convolution's: what is added to every place costs a pass over them
+            y: Tensor = self.conv2(r, skip.product(h, beside), skip.bias)
+            return y
+        return plus(self.conv2, r, self.skip(h))
 
 
 def context_map(context: int, channels: int) -> nn.Sequential | None:
@@ -154,6 +202,34 @@ def attend(qkv: Tensor, heads: int, tell: nn.Module | None = None, context: Tens
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
 
 
+def joined_weight(qkv: Tensor, out: Tensor) -> Tensor:
+    """The maps of single-headed attention as two, W_k^T W_q / sqrt(C) above W_o W_v, (2 C, C); `joined_bias` theirs.
+
+    What a softmax of (W_q x_i + b_q) . (W_k x_j + b_k) over j sees is (W_k^T W_q x_i + W_k^T b_q) . x_j, for the rest
+    is the same for all j, over sqrt(C); and since its weights p_j sum to 1, W_o (sum_j p_j (W_v x_j + b_v)) + b_o is
+    sum_j p_j (W_o W_v x_j + W_o b_v + b_o).
+    """
+    q, k, v = qkv.double().chunk(3)
+    return torch.cat([k.T @ q / len(q) ** 0.5, out.double() @ v]).to(qkv)
+
+
+def joined_bias(qkv: Tensor, qkv_bias: Tensor, out: Tensor, out_bias: Tensor) -> Tensor:
+    """W_k^T b_q / sqrt(C) and W_o b_v + b_o, (2 C,)."""
+    (_, k, _), (q_bias, _, v_bias) = qkv.double().chunk(3), qkv_bias.double().chunk(3)
+    return torch.cat([k.T @ q_bias / len(k) ** 0.5, out.double() @ v_bias + out_bias]).to(qkv)
+
+
+def attend_joined(h: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """h + softmax((x A + a) x^T) (x O) + o, by the joined maps (A; O) and (a; o): h, x (B, N, C)."""
+    asked, told = (x @ weight.T).chunk(2, dim=2)
+    a, o = bias.chunk(2)
+    if x.shape[1] > WHOLE:
+        return h + o + F.scaled_dot_product_attention(asked + a, x, told, scale=1.0)
+    seen = torch.bmm(asked + a, x.transpose(1, 2)).softmax(dim=2)
+    add = torch.baddbmm if differentiating() else Tensor.baddbmm_
+    return add(h + o, seen, told)
+
+
 class Attention(nn.Module):
     """Attention of all positions to all positions and context tokens, (B, channels, *spatial) -> the same shape."""
 
@@ -164,10 +240,17 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(channels, 3 * channels)
         self.context = context_map(context, channels)
         self.out = zeroed(nn.Linear(channels, channels))
+        self.fast, self.kept = False, Kept()
 
     def forward(self, h: Tensor, context: Tensor | None = None) -> Tensor:
         """``context`` is (B, L, width), as in ``attend``."""
-        tokens = self.norm(h).flatten(2).transpose(1, 2)  # (B, N, C)
+        tokens = normed(h, self.norm, self.fast).flatten(2).transpose(1, 2)  # (B, N, C)
+        qkv, out = self.qkv, self.out
+        weights = (qkv.weight, qkv.bias, out.weight, out.bias)
+        if self.fast and self.heads == 1 and self.context is None and self.kept.may(*weights):
+            weight, bias = self.kept(joined_weight, qkv.weight, out.weight), self.kept(joined_bias, *weights)
+            rows = h.flatten(2).transpose(1, 2)
+            return attend_joined(rows, tokens, weight, bias).transpose(1, 2).view_as(h)
         seen = attend(self.qkv(tokens), self.heads, self.context, context)
         return h + self.out(seen).transpose(1, 2).reshape(h.shape)
 
@@ -177,10 +260,14 @@ class Stage(nn.Module):
 
     def __init__(self, residual: Residual, attention: Attention | None):
         super().__init__()
-        self.residual, self.attention, self.film = residual, attention, residual.film
+        self.residual, self.attention, self.film, self.again = residual, attention, residual.film, False
 
-    def forward(self, h: Tensor, film: Tensor, context: Tensor | None) -> Tensor:
-        h = self.residual(h, film)
+    def forward(self, h: Tensor, film: Tensor, context: Tensor | None, beside: Tensor | None = None) -> Tensor:
+        """beside: further channels of h, as if they were concatenated."""
+        return perhaps(self.again, self._once, h, film, context, beside)
+
+    def _once(self, h: Tensor, film: Tensor, context: Tensor | None, beside: Tensor | None) -> Tensor:
+        h = self.residual(h, film, None, beside)
         return h if self.attention is None else self.attention(h, context)
 
 
@@ -189,13 +276,16 @@ class Resample(nn.Module):
 
     film = 0
 
-    def __init__(self, channels: int, *, dims: int, down: bool):
+    def __init__(self, channels: int, *, dims: int, down: bool, pad_both: bool = False):
         super().__init__()
-        self.down = down
-        self.conv = CONV[dims](channels, channels, 3, **({"stride": 2} if down else {"padding": 1}))
+        self.down, self.pad_both = down, pad_both
+        self.conv = conv3(dims, channels, channels, stride=2) if down else conv3(dims, channels, channels)
 
     def forward(self, h: Tensor, film: Tensor, size: torch.Size) -> Tensor:
         if not self.down:
-            return self.conv(resize(h, size))
-        ends = [end for n in reversed(h.shape[2:]) for end in (n % 2, 1)]  # an even axis is padded at its end alone
+            if isinstance(self.conv, Conv3x3) and size == torch.Size(2 * n for n in h.shape[2:]):
+                return self.conv.doubled(h)
+            y: Tensor = self.conv(resize(h, size))
+            return y
+        ends = [end for n in reversed(h.shape[2:]) for end in (1 if self.pad_both else n % 2, 1)]
         return self.conv(F.pad(h, ends))

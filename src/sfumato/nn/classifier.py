@@ -51,7 +51,7 @@ class ClassifierNet(nn.Module):
     def features(self, x: Tensor, t: Tensor) -> Tensor:
         """x (B, *shape), the network's time t (B,) -> (B, D), the dtype of x."""
         check_input(x, t, self.shape)
-        film = each_told(self.film(F.silu(self.embedding(t, {}))), self.told, x.ndim - 2)
+        film = each_told(self.film(F.silu(self.embedding(t, {}))), self.told)
         h = self.stem(fold(x.to(self.stem.weight.dtype), self.config.patch))
         h = walk_down(self.down, h, film)[-1]
         for unit in self.middle:

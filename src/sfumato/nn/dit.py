@@ -27,7 +27,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfumato.nn.blocks import adaptive_norm, attend, check_patch, context_map, patchify, unpatchify, zeroed
+from sfumato.nn.checkpointing import perhaps
 from sfumato.nn.conditions import Conditions
+from sfumato.nn.dropout import Dropout
 from sfumato.nn.embedding import Embedding, check_input, time_features
 
 FREQUENCIES = 256  # sines and cosines of the time, the paper's number
@@ -74,7 +76,7 @@ class Block(nn.Module):
     def __init__(self, config: DiTConfig, context: int):
         super().__init__()
         width = config.width
-        self.heads, self.dropout = config.heads, config.dropout
+        self.heads, self.dropout, self.again = config.heads, Dropout(config.dropout), False
         self.qkv = nn.Linear(width, 3 * width)
         self.context = context_map(context, width)
         self.seen = nn.Linear(width, width)
@@ -83,12 +85,15 @@ class Block(nn.Module):
 
     def forward(self, h: Tensor, film: Tensor, context: Tensor | None) -> Tensor:
         """``film`` (B, 1, 6 width): scale, shift and gate of the attention, then of the MLP."""
+        return perhaps(self.again, self._once, h, film, context)
+
+    def _once(self, h: Tensor, film: Tensor, context: Tensor | None) -> Tensor:
         width = h.shape[2]
         attention, attention_gate, mlp, mlp_gate = film.split([2 * width, width] * 2, dim=2)
         seen = attend(self.qkv(adaptive_norm(h, attention)), self.heads, self.context, context)
         h = torch.addcmul(h, attention_gate, self.seen(seen))
         r = F.gelu(self.inner(adaptive_norm(h, mlp)), approximate="tanh")
-        return torch.addcmul(h, mlp_gate, self.outer(F.dropout(r, self.dropout, self.training)))
+        return torch.addcmul(h, mlp_gate, self.outer(self.dropout(r)))
 
 
 class DiT(nn.Module):

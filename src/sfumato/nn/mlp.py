@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from sfumato.nn.blocks import adaptive_norm, modulate, zeroed
 from sfumato.nn.conditions import Conditions
+from sfumato.nn.dropout import Dropout
 from sfumato.nn.embedding import Embedding, check_input
 
 
@@ -74,6 +75,7 @@ class MLP(nn.Module):
         self.film = nn.Linear(width, 2 * width * (config.depth + 1))
         self.stem = nn.Linear(shape[0], width)
         self.inner = nn.ModuleList(nn.Linear(width, width) for _ in range(config.depth))
+        self.dropout = nn.ModuleList(Dropout(config.dropout) for _ in range(config.depth))
         self.outer = nn.ModuleList(zeroed(nn.Linear(width, width)) for _ in range(config.depth))
         self.out = zeroed(nn.Linear(width, out_channels or shape[0]))
 
@@ -84,7 +86,6 @@ class MLP(nn.Module):
         full = self.conditions.complete(cond, h)
         *films, last = self.film(F.silu(self.embedding(t, full))).chunk(self.config.depth + 1, dim=1)
         h = self.stem(h)
-        for inner, outer, film in zip(self.inner, self.outer, films, strict=True):
-            r = F.silu(inner(adaptive_norm(h, film)))
-            h = h + outer(F.dropout(r, self.config.dropout, self.training))
+        for inner, dropout, outer, film in zip(self.inner, self.dropout, self.outer, films, strict=True):
+            h = h + outer(dropout(F.silu(inner(adaptive_norm(h, film)))))
         return self.out(modulate(h, last)).to(x.dtype)

@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sfumato.nn.activated import NOTHING, activated
 from sfumato.nn.blocks import (
     CONV,
     Attention,
@@ -66,6 +67,8 @@ class UNetConfig:
     """The embedding scales and shifts the normalised features (ADM); else it is added to them (DDPM)."""
     residual_resampling: bool = True
     """Sizes change inside residual blocks (ADM); else by plain convolutions (DDPM)."""
+    pad_both: bool = False
+    """A size that a plain convolution halves is padded at both ends (diffusers' default), not at the last alone."""
     groups: int = 32
     """Groups of the group norms; where they do not divide the channels, the next smaller number that does."""
     norm_eps: float = 1e-6
@@ -124,7 +127,7 @@ class Blocks:
     def resample(self, channels: int, down: bool) -> nn.Module:
         if self.config.residual_resampling:
             return self.residual(channels, channels)
-        return Resample(channels, dims=self.dims, down=down)
+        return Resample(channels, dims=self.dims, down=down, pad_both=self.config.pad_both)
 
     def down(self) -> tuple[nn.ModuleList, list[int]]:
         """The way down from the stem, and the channels of every skip: the stem's, then each unit's."""
@@ -142,9 +145,9 @@ class Blocks:
         return nn.ModuleList([self.stage(width, width, True), self.stage(width, width, False)])
 
 
-def each_told(film: Tensor, told: Sequence[int], dims: int) -> Iterator[Tensor]:
-    """What each block in turn is told: (B, sum(told)) -> (B, told_k, 1, ..)."""
-    return iter(film.reshape(*film.shape, *[1] * dims).split(list(told), dim=1))
+def each_told(film: Tensor, told: Sequence[int]) -> Iterator[Tensor]:
+    """What each block in turn is told: (B, sum(told)) -> (B, told_k)."""
+    return iter(film.split(list(told), dim=1))
 
 
 def walk_down(units: nn.ModuleList, h: Tensor, film: Iterator[Tensor], context: Tensor | None = None) -> list[Tensor]:
@@ -154,6 +157,18 @@ def walk_down(units: nn.ModuleList, h: Tensor, film: Iterator[Tensor], context: 
         h = unit(h, next(film), context) if isinstance(unit, Stage) else unit(h, next(film), halved(h.shape[2:]))
         skips.append(h)
     return skips
+
+
+def walk_up(
+    units: nn.ModuleList, h: Tensor, skips: list[Tensor], film: Iterator[Tensor], context: Tensor | None = None
+) -> Tensor:
+    """The end of a way up from h, which takes the skips from their last one on."""
+    for unit in units:
+        if isinstance(unit, Stage):
+            h = unit(h, next(film), context, skips.pop())
+        else:
+            h = unit(h, next(film), skips[-1].shape[2:])
+    return h
 
 
 class UNet(nn.Module):
@@ -198,25 +213,34 @@ class UNet(nn.Module):
         units: list[Any] = [*self.down, *self.middle, *self.up]
         self.told = [unit.film for unit in units]  # how many numbers each block is told
         self.film = nn.Linear(4 * config.channels, sum(self.told))
+        self.fast = False
 
     def forward(self, x: Tensor, t: Tensor, cond: Mapping[str, Tensor] | None = None) -> Tensor:
         """x (B, *shape), t (B,), conditions as in ``Conditions`` -> (B, out_channels, *spatial)."""
+        return self.answer(x, t, cond)[0]
+
+    def answer(
+        self, x: Tensor, t: Tensor, cond: Mapping[str, Tensor] | None = None, deep: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The same, and what the lower levels send up to the first one; ``deep`` is that of another call, for these."""
         check_input(x, t, self.shape)
         h = x.to(self.stem.weight.dtype)
         full = self.conditions.complete(cond, h)
         context = full.get("context")
-        film = each_told(self.film(F.silu(self.embedding(t, full))), self.told, x.ndim - 2)
+        films = list(each_told(self.film(F.silu(self.embedding(t, full))), self.told))
+        top = self.config.blocks  # units of the first level on the way down; on the way up it is one more
 
         h = torch.cat([h, full["image"]], dim=1) if "image" in full else h
-        h = self.stem(fold(h, self.config.patch))
-        skips = walk_down(self.down, h, film, context)
-        h = skips[-1]
-        for unit in self.middle:
-            h = unit(h, next(film), context)
-        for unit in self.up:
-            if isinstance(unit, Stage):
-                h = unit(torch.cat([h, skips.pop()], dim=1), next(film), context)
-            else:
-                h = unit(h, next(film), skips[-1].shape[2:])
-        y = self.out(F.silu(self.norm(h)))
-        return unfold(y, self.config.patch).to(x.dtype)
+        h = fold(h, self.config.patch)
+        h = self.stem(h.contiguous(memory_format=torch.channels_last) if h.ndim == 4 else h)
+        skips = walk_down(self.down[:top], h, iter(films), context)
+        if deep is None:
+            film = iter(films[top:])
+            lower = [*skips, *walk_down(self.down[top:], skips[-1], film, context)[1:]]
+            deep = lower[-1]
+            for unit in self.middle:
+                deep = unit(deep, next(film), context)
+            deep = walk_up(self.up[: -top - 1], deep, lower, film, context)
+        h = walk_up(self.up[-top - 1 :], deep, skips, iter(films[-top - 1 :]), context)
+        y = self.out(activated(h, self.norm, NOTHING, None, self.fast))
+        return unfold(y, self.config.patch).to(x.dtype), deep

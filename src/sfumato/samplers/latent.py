@@ -36,7 +36,8 @@ def encoded(
             (p,) = ask(denoiser, [under(Query(x, first), cond)])
         x, times = x + expand(schedule.sigma(first), x) * p.eps, times[1:]
     if len(times) > 1:
-        *_, (_, x, _) = walk(denoiser, x, sampler, times, noise, cond)
+        for _, state, _ in walk(denoiser, x, sampler, times, noise, cond):
+            x = state
     return x
 
 
