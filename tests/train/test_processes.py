@@ -265,6 +265,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"loss": Loss(kind="meanflow")},
         r"straight path: take --schedule rectified --target flow; got 'cosine:steps=20' and 'v'",
     ),
+    "meanflow computed again": (
+        {**FLOW, "loss": Loss(kind="meanflow"), "gradient_checkpointing": True},
+        r"loss meanflow takes a derivative along the path, which gradient_checkpointing cannot",
+    ),
     "meanflow of another target": (
         {**FLOW, "target": "v", "loss": Loss(kind="meanflow")},
         r"take --schedule rectified --target flow; got 'rectified' and 'v'",

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +22,6 @@ from sfumato.train.log import read
 from sfumato.train.trainer import learning_rate
 
 from ..tiny import NETWORK, checkpoint, random_model, silent, steps_of, tiny, train_tiny, trained
-from . import two_processes
 
 
 def weights(training: Training) -> torch.Tensor:
@@ -47,34 +42,6 @@ def test_a_batch_in_parts_is_the_whole_batch(parts: int, tmp_path: Path) -> None
     torch.testing.assert_close(weights(trainings[0]), weights(trainings[1]), rtol=0, atol=1e-5)
     gradients = [torch.cat([p.grad.flatten() for p in t.bare.parameters()]) for t in trainings]  # type: ignore[union-attr]
     assert float((gradients[0] - gradients[1]).norm() / gradients[0].norm()) < 1e-5 * 30
-
-
-@pytest.mark.slow
-def test_two_processes_are_one(tmp_path: Path) -> None:
-    """Two CPU processes over gloo, set up by the variables that every launcher sets: the same to 1e-4."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    env = {**os.environ, "PYTHONPATH": str(Path(sfumato.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo", "WORLD_SIZE": "2"}
-    processes = []
-    for name, more in (("one", {"WORLD_SIZE": "1"}), ("two", {"RANK": "0"}), ("two", {"RANK": "1"})):
-        command = [sys.executable, two_processes.__file__, str(tmp_path / name)]
-        mine = {**env, **more, "LOCAL_RANK": more.get("RANK", "-1")}
-        processes.append(subprocess.Popen(command, env=mine, stderr=subprocess.PIPE, text=True))
-        if name == "one":
-            processes[0].wait(timeout=200)
-    for process in processes:
-        _, errors = process.communicate(timeout=200)
-        assert process.returncode == 0, errors[-3000:]
-    one, two = (native.read_json(tmp_path / name / "losses.json") for name in ("one", "two"))
-    assert (one["world"], two["world"]) == (1, 2)
-    np.testing.assert_allclose(one["losses"], two["losses"], rtol=1e-4)
-    assert one["held_out"] == pytest.approx(two["held_out"], rel=1e-4)
-    states = [checkpoint(tmp_path / name, 8) for name in ("one", "two")]
-    for name, x in states[0].items():
-        if name.startswith(("net/", "ema/")):
-            assert float((x - states[1][name]).abs().max()) < 1e-4, name
 
 
 @pytest.mark.parametrize("decay", sorted(DECAYS))
@@ -301,3 +268,14 @@ def test_a_run_is_json(tmp_path: Path) -> None:
     run = tiny()
     assert json.loads(json.dumps(run.document()))["network"]["name"] == "unet"
     assert isinstance(run, Run)
+
+
+@pytest.mark.parametrize("precision", ["float32", "auto"])
+def test_what_is_sampled_and_measured_runs_as_the_training_does(precision: str, tmp_path: Path) -> None:
+    training, _ = steps_of(tiny(steps=1, precision=precision), tmp_path)
+    model = training.model()
+    assert model.precision == precision
+    fast = [{m.fast for m in net.modules() if hasattr(m, "fast")} for net in (model.net, training.bare)]
+    assert fast[0] == fast[1]
+    if precision == "float32":
+        assert fast[0] == {False}

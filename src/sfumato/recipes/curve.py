@@ -6,6 +6,7 @@ same reference pictures.  The floor is the score of as many real training pictur
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -71,8 +72,9 @@ def _model_of(training: Training, snapshot: Path) -> Model:
     tensors, _ = native.read_state(snapshot)
     length = f"{training.run.ema[0]}/"
     weights = {name.removeprefix(length): x.float() for name, x in tensors.items() if name.startswith(length)}
-    native.fill(training.averaged, weights, str(snapshot))
-    return Model(training.config, training.averaged)
+    net = copy.deepcopy(training.averaged)
+    native.fill(net, weights, str(snapshot))
+    return Model(training.config, net, "", training.run.precision)
 
 
 def lines(curve: dict[str, Any]) -> list[str]:

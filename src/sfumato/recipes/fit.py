@@ -20,14 +20,16 @@ import numpy as np
 
 from sfumato.checkpoints import native
 from sfumato.model import Model
+from sfumato.processes import one_line
 from sfumato.recipes.card import card
 from sfumato.recipes.curve import check_features, learning_curve
-from sfumato.tasks import evaluate, film, generate, write
+from sfumato.tasks import cost, evaluate, film, generate, write
 from sfumato.tasks.features import feature_network
 from sfumato.train import Run, Training, held_out_loss, train
 from sfumato.train.log import Log, read
 from sfumato.train.stopping import waiting
 
+GO_ON = "the last checkpoint is kept; give the same command to go on"
 Say = Callable[[str], None]
 Report = Callable[[int, float, float], None]  # (step, loss, images a second), after every step
 
@@ -37,12 +39,20 @@ def fit(run: Run, out: Path, init: Model | None, command: str, say: Say, report:
     if run.features:
         feature_network(run.features)  # what the learning curve will need is a mistake now, not at the end
     training = Training(run, out, init, say)
+    with one_line(training.share, GO_ON):
+        return _fit(training, command, say, report)
+
+
+def _fit(training: Training, command: str, say: Say, report: Report) -> Training:
+    run, out = training.run, training.out
     if run.features:
         check_features(training)
     if training.step >= run.steps:
-        say(f"{out} is trained to step {training.step} already")
+        training.say(f"{out} is trained to step {training.step} already")
         if (out / "model").exists():  # else it was killed after its last step
             return training
+    if training.is_main:
+        say(dealt(run, training.share.world))
     log = Log(out, training.step) if training.is_main else None
     begun, before, smooth = time.perf_counter(), training.seconds, None
     first, loss_sum, counted = training.step, 0.0, 0
@@ -75,9 +85,15 @@ def fit(run: Run, out: Path, init: Model | None, command: str, say: Say, report:
                 raise KeyboardInterrupt
     if log:
         log.close()
-    if training.is_main:
-        save(training, out / "model", command)
+    save(training, out / "model", command)
     return training
+
+
+def dealt(run: Run, world: int) -> str:
+    """How the rows of a step are dealt: what changes with the number of processes, and what does not."""
+    parts, rows = run.optimiser.accumulate, run.batch // (world * run.optimiser.accumulate)
+    cut = "" if parts == 1 else f"{parts} parts x "
+    return f"batch {run.batch} = {world} {'process' if world == 1 else 'processes'} x {cut}{rows} rows"
 
 
 def snapshots(run: Run) -> list[int]:
@@ -90,9 +106,10 @@ def _look(training: Training, log: Log | None, command: str) -> None:
     run, step, last = training.run, training.step, training.step == training.run.steps
     if step % run.evaluate_every == 0 or last:
         _evaluate(training, log, command)
-    if training.is_main and (step % run.sample_every == 0 or last):
-        shown = generate(training.model(), 100 if run.data.name == "digits" else 64)
-        write(shown, training.out / "samples" / f"step-{step:08d}.png")
+    if step % run.sample_every == 0 or last:
+        shown = generate(training.model(), 100 if run.data.name == "digits" else 64, share=training.share)
+        if training.is_main:
+            write(shown, training.out / "samples" / f"step-{step:08d}.png")
     if step in snapshots(run):
         training.snapshot()
 
@@ -103,12 +120,11 @@ def _evaluate(training: Training, log: Log | None, command: str) -> None:
         log.write(training.step, held_out_loss=loss)
     if loss < training.best:
         training.best = loss
-        if training.is_main:
-            save(training, training.out / "best", command)
+        save(training, training.out / "best", command)
 
 
-def save(training: Training, folder: Path, command: str, scores: dict[str, Any] | None = None) -> None:
-    """Write the averaged model with its card."""
+def described(training: Training, command: str) -> Model:
+    """The averaged model with its card; every process takes part."""
     facts: dict[str, Any] = {
         "command": command,
         "seconds": round(training.seconds, 1),
@@ -116,16 +132,26 @@ def save(training: Training, folder: Path, command: str, scores: dict[str, Any] 
         "held_out_loss": training.best,
     }
     model = training.model(**facts)
-    if scores:
-        model.config = replace(model.config, training={**model.config.training, "scores": scores})
     model.card = card(model)
-    model.save(folder)
+    return model
+
+
+def save(training: Training, folder: Path, command: str) -> None:
+    """Write the averaged model with its card; every process takes part."""
+    model = described(training, command)
+    if training.is_main:
+        model.save(folder)
 
 
 def finish(training: Training, command: str, n: int, say: Say) -> dict[str, Any]:
-    """Grid, film, loss curve and scores of a trained run, into OUT; the scores also into the model's card."""
-    out = training.out
-    model = training.model(ema=training.run.ema[0])
+    """Grid, film, loss curve and scores of a trained run, into OUT; the scores also into the model's card.
+
+    Every process takes part in making the model, and the main one does the rest.
+    """
+    with one_line(training.share, GO_ON):
+        out, model = training.out, described(training, command)
+    if not training.is_main:
+        return {}
     classes = model.config.conditions.classes
     shown = 10 * classes if 0 < classes <= 10 else 64
     write(generate(model, shown), out / "samples.png")
@@ -137,7 +163,9 @@ def finish(training: Training, command: str, n: int, say: Say) -> dict[str, Any]
         say(f"the learning curve by {training.run.features}")
         scores["curve"] = learning_curve(training, say)
     native.write_json(out / "scores.json", scores)
-    save(training, out / "model", command, scores)
+    model.config = replace(model.config, training={**model.config.training, "scores": scores})
+    model.card = card(model)
+    model.save(out / "model")
     return scores
 
 
@@ -159,48 +187,46 @@ def loss_curve(log: Path, out: Path) -> None:
     figure.savefig(out)
 
 
-def plan(run: Run, init: Model | None) -> list[tuple[str, str]]:
-    """What a run would take: parameters, FLOPs, memory, images a second, ETA; measured on a few steps, nothing kept."""
+def plan(run: Run, init: Model | None) -> tuple[list[tuple[str, str]], list[tuple[str, ...]]]:
+    """What a run would take here, measured on a few steps, of which nothing is kept; and on GPUs, by `tasks.cost`."""
+    import resource
     import tempfile
-
-    from torch.utils.flop_counter import FlopCounterMode
 
     measured = 6
     with tempfile.TemporaryDirectory() as folder:
         short = replace(run, steps=measured)
         training = Training(short, folder, init, say=lambda text: None, resume=False)
-        parameters = sum(p.numel() for p in training.bare.parameters())
+        counted = cost.of_config(training.config)
         steps = train(training)
-        counter = FlopCounterMode(display=False)
-        with counter:
-            next(steps)
+        next(steps)
         times = []
         for _ in range(measured - 1):
             start = time.perf_counter()
             next(steps)
             times.append(time.perf_counter() - start)
     step = sorted(times)[len(times) // 2]
-    fixed = (
-        parameters * 4 * (4 + len(run.ema))
-    )  # weights, gradient, two moments, averages; the evaluation copy is small
+    parts, averages, world = run.optimiser.accumulate, len(run.ema), training.share.world
+    fixed = cost.memory(counted, 0, processes=world, averages=averages)
     info = training.splits.info
-    import resource
-
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     hours = run.steps * step / 3600
-    return [
+    rows = [
         (
             "data",
             f"{training.splits.train.count or 'a stream of'} rows of {info.shape} ({info.kind}), "
             f"{training.splits.held_out.count} held out",
         ),
         ("classes", f"{len(info.label_names) or 'none'}"),
-        ("parameters", f"{parameters:,}"),
-        ("FLOPs a step", f"{counter.get_total_flops() / 1e9:.2f} G"),
+        ("batch", dealt(run, world).removeprefix("batch ")),
+        ("parameters", f"{counted.parameters:,}"),
+        ("FLOPs a step", f"{counted.step * run.batch / 1e9:.2f} G, {counted.step * run.batch / step / 1e9:.1f} G/s"),
         (
             "memory",
-            f"{fixed / 2**20:.0f} MiB of weights and moments, {peak / 2**20:.0f} MiB for the whole process at its peak",
+            f"{fixed / 2**20:.0f} MiB of weights, moments and averages, at most "
+            f"{counted.activations * run.batch / (world * parts) / 2**20:.0f} MiB kept for the backward pass; "
+            f"{peak / 2**20:.0f} MiB for the whole process at its peak",
         ),
         ("images/s", f"{run.batch / step:.0f}"),
         ("ETA", f"{run.steps} steps in {hours:.1f} h" if hours >= 1 else f"{run.steps} steps in {60 * hours:.1f} min"),
     ]
+    return rows, cost.table(counted, run.batch, run.steps, averages=averages, parts=parts)

@@ -37,9 +37,10 @@ from sfumato.checkpoints import native
 from sfumato.classifier import Classifier, ClassifierConfig, build_classifier, shown
 from sfumato.data import Batch, Data, Rows
 from sfumato.data.rows import augmentation
-from sfumato.nn import UNetConfig
+from sfumato.nn import UNetConfig, dropout
 from sfumato.noise import EPS, NETWORK, TIMES, philox
-from sfumato.train import state
+from sfumato.processes import launched
+from sfumato.train import adamw, state
 from sfumato.train.ema import EMA
 from sfumato.train.run import Optimiser, fit_codec
 from sfumato.train.trainer import Step, learning_rate
@@ -92,6 +93,8 @@ class ClassifierTraining:
     """The state of one training: built from its run, and filled from the last checkpoint of `out` if there is one."""
 
     def __init__(self, run: ClassifierRun, out: str | Path, say: Callable[[str], None] = print, resume: bool = True):
+        if (world := launched().world) > 1:
+            raise ValueError(f"a classifier is trained by one process, and {world} were launched; start it by itself")
         self.run, self.out, self.say = run, Path(out), say
         self.splits = data.load(run.data)
         info = self.splits.info
@@ -174,8 +177,7 @@ def train_classifier(training: ClassifierTraining) -> Iterator[Step]:
                 f"the loss is {loss} and the gradient's norm {norm} at step {k}, so the training stops; the last "
                 "checkpoint is kept; try a lower learning rate"
             )
-        training.optimiser.step()
-        training.ema.update(training.net, k)
+        adamw.descend(training.optimiser, training.net, training.ema, k, adamw.clipping(norm, run.optimiser.clip))
         training.step = k
         yield Step(k, loss, rate, norm)
 
@@ -192,12 +194,11 @@ def _one_step(training: ClassifierTraining, rows: Batch, k: int) -> tuple[float,
     x_t, t = _seen(training, training.codec.encode(x), k)
     training.optimiser.zero_grad(set_to_none=True)
     net.train()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(philox(run.seed, NETWORK, k).integers(2**62)))
+    with dropout.rows_of(net, dropout.draw_keys(net, philox(run.seed, NETWORK, k), run.batch).to(device)):
         logits = net(*shown(training.config, training.schedule, x_t.to(device), t.to(device)))
     loss = F.cross_entropy(logits, label.to(device), label_smoothing=run.label_smoothing)
     loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(net.parameters(), run.optimiser.clip)
+    norm = torch.nn.utils.get_total_norm(p.grad for p in net.parameters() if p.grad is not None)
     return loss.item(), float(norm)
 
 

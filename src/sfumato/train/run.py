@@ -91,8 +91,10 @@ class Run:
     """Rows of a step, over all processes together."""
     seed: int = 0
     """Everything random is a function of this and the step."""
-    precision: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Precision inside the network (autocast): bfloat16 where it is fast; weights, losses and EMA stay float32."""
+    precision: Literal["auto", "bfloat16", "compiled", "float32"] = "auto"
+    """Inside the network: auto is the fastest way here, float32 the exact one; weights, losses and EMA are float32."""
+    gradient_checkpointing: bool = False
+    """Compute the blocks again in the backward pass instead of keeping what they made: less memory, more time."""
     drop_label: float = 0.1
     """Share of rows trained without their label, for classifier-free guidance."""
     ema: tuple[float, ...] = (0.05, 0.10)
@@ -204,6 +206,10 @@ def check_process(schedule: Schedule, run: Run, info: Info) -> None:
         )
     if run.loss.kind.startswith("meanflow") and run.loss.times.startswith("stratified"):
         raise ValueError("loss meanflow draws two times a row, which stratified times would tie; take logit_normal")
+    if run.loss.kind.startswith("meanflow") and run.gradient_checkpointing:
+        raise ValueError(
+            "loss meanflow takes a derivative along the path, which gradient_checkpointing cannot: leave the latter out"
+        )
     if is_bridge(run) and (not straight or run.loss.kind != "simple"):
         raise ValueError(
             f"a bridge from {run.source.name!r} is walked along the straight path: take --schedule rectified "

@@ -12,7 +12,8 @@ One step k (counted from 1), for a global batch of rows:
 
 Rows, times, noise, dropped labels, augmentation and dropout are functions of (seed, k) (`noise`), the learning rate
 of k.  What depends on history (weights, averages, optimiser, loss history) is the saved state.  So a training that
-was killed goes on to the same bits.  Several processes through accelerate: each takes its rows of the same batch.
+was killed goes on to the same bits.  Several processes through accelerate: each takes its rows of the same batch, of
+which all that is drawn is the row's own, dropout's masks too (`nn.dropout`); weights may be sharded (`sharded`).
 """
 
 from __future__ import annotations
@@ -30,16 +31,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfumato import corruptions, data, losses, samplers, times
+from sfumato import corruptions, data, engine, losses, samplers, times
 from sfumato.checkpoints import ema as averages
 from sfumato.checkpoints import native
 from sfumato.data import Batch
+from sfumato.data.ahead import ahead
 from sfumato.denoiser import Denoiser
-from sfumato.model import PRECISIONS, Model, ModelConfig, build_network, network_denoiser
+from sfumato.model import Model, ModelConfig, build_network, network_denoiser
+from sfumato.nn import checkpointing, dropout
 from sfumato.noise import DROP, EPS, NETWORK, SPANS, TIMES, philox
 from sfumato.options import call_with, unknown
+from sfumato.processes import Share, joined
 from sfumato.samplers.loop import grid_of
-from sfumato.train import state
+from sfumato.train import adamw, sharded, state
 from sfumato.train.coupling import COUPLINGS
 from sfumato.train.ema import EMA
 from sfumato.train.objectives import MEASURED, OBJECTIVES, Objective
@@ -90,11 +94,9 @@ class Training:
         say: Callable[[str], None] = print,
         resume: bool = True,
     ):
-        from accelerate import Accelerator
-
         if run.optimiser.decay not in DECAYS:
             raise unknown("decay", run.optimiser.decay, DECAYS)
-        self.run, self.out, self.say = run, Path(out), say
+        self.run, self.out = run, Path(out)
         self.objective = call_with("loss", run.loss.kind, OBJECTIVES)
         self.weighting = call_with("weighting", run.loss.weighting, losses.WEIGHTINGS)
         self.coupling = call_with("coupling", run.loss.coupling, COUPLINGS)
@@ -102,8 +104,10 @@ class Training:
         samplers.named(run.sampling.sampler, samplers.SAMPLERS)
         for length in run.ema:
             averages.gamma(length)
-        self.accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
-        world = self.accelerator.num_processes
+        self.accelerator = sharded.accelerator()
+        self.share = Share(self.accelerator.process_index, self.accelerator.num_processes)
+        self.say = say if self.is_main else lambda text: None
+        world = self.share.world
         if run.batch % (world * run.optimiser.accumulate):
             raise ValueError(
                 f"batch {run.batch} cannot be shared by {world} processes x {run.optimiser.accumulate} parts; "
@@ -119,18 +123,20 @@ class Training:
             _start_from(net, self.config, init)
         net.to(self.accelerator.device)
         self.uncertainty = Uncertainty().to(self.accelerator.device) if run.loss.learned_weight else None
-        self.ema = EMA(net, run.ema)
         self.averaged = copy.deepcopy(net).eval().requires_grad_(False)
-        self.bare = net
+        autocast = engine.prepare(net, run.precision)
+        engine.prepare(self.averaged, run.precision)
+        checkpointing.use(net, run.gradient_checkpointing)
+        self.bare, self.net = net, sharded.prepared(self.accelerator, net)
+        self.ema = EMA(net, run.ema)
         self.optimiser = torch.optim.AdamW(
-            self.learned.values(),
+            [{"params": list(module.parameters())} for module in (self.bare, self.uncertainty) if module is not None],
             lr=run.optimiser.learning_rate,
             betas=(run.optimiser.beta1, run.optimiser.beta2),
             weight_decay=run.optimiser.weight_decay,
             fused=True,
         )
-        self.net = self.accelerator.prepare(net)
-        self.denoiser = network_denoiser(self.config, self.net, PRECISIONS[run.precision](self.accelerator.device))
+        self.denoiser = network_denoiser(self.config, self.net, autocast)
         steps = self.denoiser.schedule.steps
         samplers.loop.grid_of(
             run.sampling.grid, self.denoiser.schedule, min(run.sampling.steps, steps or run.sampling.steps)
@@ -170,26 +176,24 @@ class Training:
 
     @property
     def is_main(self) -> bool:
-        return bool(self.accelerator.is_main_process)
+        return self.share.is_main
 
     def encode(self, rows: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """x_0 and cond of some rows, on the device."""
         x, label = rows["x"], rows.get("label")
         assert isinstance(x, Tensor)
-        x_0 = self.codec.encode(x).to(self.accelerator.device)
+        x_0 = self.codec.encode(x.to(self.accelerator.device, non_blocking=True))
         told = isinstance(label, Tensor) and self.config.conditions.classes
         return x_0, {"label": label.to(self.accelerator.device)} if told else {}  # type: ignore[union-attr]
 
     def model(self, length: float | None = None, **facts: Any) -> Model:
-        """The model as it stands: the average of a tracked length, on its own copy of the network."""
+        """The model as it stands: the average of a tracked length, on its own copy of the network; all take part."""
         self.ema.copy_to(self.averaged, self.run.ema[0] if length is None else length)
         config = replace(self.config, training={**self.config.training, "step": self.step, **facts})
-        return Model(config, self.averaged, card="")
+        return Model(config, self.averaged, "", self.run.precision)
 
     def save(self) -> None:
-        """Write the checkpoint of this step (by the main process)."""
-        if not self.is_main:
-            return
+        """Write the checkpoint of this step; every process takes part, the main one writes."""
         moments = {name: self.optimiser.state[p] for name, p in self.learned.items()}
         tensors = {f"net/{name}": x for name, x in self.bare.state_dict().items()}
         if self.uncertainty:
@@ -198,13 +202,16 @@ class Training:
         tensors |= {f"adam/{key}/{name}": m[key] for name, m in moments.items() for key in m}
         if self.history is not None:
             tensors["history"] = self.history
-        document = {"seconds": self.seconds, "best": self.best, "trained_on": self.trained_on}
-        state.save(self.out, self.step, tensors, document)
+        tensors = sharded.gathered(tensors, keep=self.is_main)
+        if self.is_main:
+            document = {"seconds": self.seconds, "best": self.best, "trained_on": self.trained_on}
+            state.save(self.out, self.step, tensors, document)
 
     def snapshot(self) -> None:
-        """Keep the averages, so that other lengths can be made afterwards."""
+        """Keep the averages, so that other lengths can be made afterwards; every process takes part."""
+        tensors = sharded.gathered(self.ema.tensors(), keep=self.is_main)
         if self.is_main:
-            state.save_snapshot(self.out, self.step, self.ema.tensors(), self.run.ema)
+            state.save_snapshot(self.out, self.step, tensors, self.run.ema)
 
     def _resume(self) -> None:
         found = state.load(self.out, self.say)
@@ -217,13 +224,15 @@ class Training:
                 f"{self.out} was trained on other data or from another --init ({then} then, {self.trained_on} now); "
                 "give the same to go on, or another --out to start anew"
             )
-        native.fill(self.bare, _under("net/", tensors), str(self.out))
+        mine, saved = self.bare.state_dict(), _under("net/", tensors)
+        parts = {name: sharded.part_of(x, mine.get(name, x)) for name, x in saved.items()}
+        native.fill(self.bare, parts, str(self.out))
         if self.uncertainty:
             native.fill(self.uncertainty, _under("uncertainty/", tensors), str(self.out))
         self.ema.restore(_under("ema/", tensors))
         for name, p in self.learned.items():
             self.optimiser.state[p] = {
-                key: tensors[f"adam/{key}/{name}"].to(p.device) for key in ("step", "exp_avg", "exp_avg_sq")
+                key: sharded.part_of(tensors[f"adam/{key}/{name}"], p) for key in ("step", "exp_avg", "exp_avg_sq")
             }
         if self.history is not None:
             self.history.copy_(tensors["history"])
@@ -250,12 +259,14 @@ def _start_from(net: torch.nn.Module, config: ModelConfig, init: Model) -> None:
 
 def train(training: Training) -> Iterator[Step]:
     """Go on to the run's last step, yielding after each; ValueError if the loss is no longer a number."""
-    run, accelerator = training.run, training.accelerator
-    rank, world = accelerator.process_index, accelerator.num_processes
-    batches = training.splits.train.batches(run.seed, run.batch, start=training.step, rank=rank, world=world)
-    others = training.source and training.source.train.batches(
-        run.seed + OTHER_SEED, run.batch, start=training.step, rank=rank, world=world
-    )
+    run, (rank, world) = training.run, (training.share.rank, training.share.world)
+    pinned = training.accelerator.device.type == "cuda"
+
+    def batches_of(rows: data.Rows, seed: int) -> Iterator[Batch]:
+        return ahead(rows.batches(seed, run.batch, start=training.step, rank=rank, world=world), pinned)
+
+    batches = batches_of(training.splits.train, run.seed)
+    others = training.source and batches_of(training.source.train, run.seed + OTHER_SEED)
     while training.step < run.steps:
         rows, other = next(batches), next(others) if others else None
         k = training.step + 1
@@ -268,16 +279,15 @@ def train(training: Training) -> Iterator[Step]:
                 f"the loss is {loss} and the gradient's norm {norm} at step {k}, so the training stops; the last "
                 "checkpoint is kept; try a lower --optimiser.learning-rate or --precision float32"
             )
-        training.optimiser.step()
-        training.ema.update(training.bare, k)
+        adamw.descend(training.optimiser, training.bare, training.ema, k, adamw.clipping(norm, run.optimiser.clip))
         training.step = k
         yield Step(k, loss, rate, norm)
 
 
 def _one_step(training: Training, rows: Batch, other: Batch | None, k: int) -> tuple[float, float]:
     """Gradients of step k in the network; the global loss and the gradient's norm before clipping."""
-    run, accelerator = training.run, training.accelerator
-    part = slice(accelerator.process_index, None, accelerator.num_processes)
+    run, accelerator, share = training.run, training.accelerator, training.share
+    part = slice(share.rank, None, share.world)
     x_0, cond = training.encode(rows)
     u = torch.from_numpy(philox(run.seed, TIMES, k).random(run.batch))
     p = None if training.history is None else times.importance_probabilities(training.history)
@@ -285,10 +295,13 @@ def _one_step(training: Training, rows: Batch, other: Batch | None, k: int) -> t
     t, span = _spans(training, t, k)
     eps = torch.from_numpy(philox(run.seed, EPS, k).standard_normal((run.batch, *x_0.shape[1:]), dtype=np.float32))
     dropped = torch.from_numpy(philox(run.seed, DROP, k).random(run.batch) < run.drop_label)
-    t, span, weight, eps, dropped = (a[part].to(x_0.device) for a in (t, span, weight, eps, dropped))
+    keys = dropout.draw_keys(training.bare, philox(run.seed, NETWORK, k), run.batch)
+    t, span, weight, eps, dropped, keys = (a[part].to(x_0.device) for a in (t, span, weight, eps, dropped, keys))
     if other is not None:
         eps = training.encode(other)[0]
-    eps = eps[training.coupling(x_0, eps, bool(cond)).to(eps.device)]
+    if run.loss.coupling != "independent":  # a pairing of the whole batch, whatever the number of processes
+        every_x, every_eps = (joined(a, run.batch, share).to(a.device) for a in (x_0, eps))
+        eps = every_eps[training.coupling(every_x, every_eps, bool(cond))[part].to(eps.device)]
     if training.config.conditions.span:
         cond["span"] = span.float()
     if "label" in cond:
@@ -298,23 +311,22 @@ def _one_step(training: Training, rows: Batch, other: Batch | None, k: int) -> t
     training.net.train()
     parts = torch.arange(len(x_0)).chunk(run.optimiser.accumulate)
     found = []
-    with torch.random.fork_rng(devices=[]):
-        seed = philox(run.seed, NETWORK, k).integers(2**62, size=accelerator.num_processes)
-        torch.manual_seed(int(seed[accelerator.process_index]))
-        for i, chunk in enumerate(parts):
-            here = {name: c[chunk] for name, c in cond.items()}
-            with accelerator.no_sync(training.net) if i < len(parts) - 1 else contextlib.nullcontext():
-                values = row_losses(training, training.denoiser, x_0[chunk], t[chunk], eps[chunk], here)
-                minimised = _weighed(training, t[chunk], values)
-                accelerator.backward((weight[chunk].to(values) * minimised).mean() * (len(chunk) / len(x_0)))
-            found.append(values.detach())
+    for i, chunk in enumerate(parts):
+        here = {name: c[chunk] for name, c in cond.items()}
+        waiting = accelerator.no_sync(training.net) if i < len(parts) - 1 else contextlib.nullcontext()
+        with waiting, dropout.rows_of(training.bare, keys[chunk]):
+            values = row_losses(training, training.denoiser, x_0[chunk], t[chunk], eps[chunk], here)
+            minimised = _weighed(training, t[chunk], values)
+            accelerator.backward((weight[chunk].to(values) * minimised).mean() * (len(chunk) / len(x_0)))
+        found.append(values.detach())
     values = torch.cat(found)
     if training.history is not None and training.run.loss.times.startswith("importance"):
-        _remember(training.history, *(accelerator.gather(a).cpu() for a in (t, values)))
+        _remember(training.history, *(joined(a, run.batch, share).cpu() for a in (t, values)))
     for p in training.uncertainty.parameters() if training.uncertainty else ():  # which accelerate does not look after
         p.grad = accelerator.reduce(p.grad, reduction="mean")
-    norm = accelerator.clip_grad_norm_(training.net.parameters(), run.optimiser.clip)
-    return accelerator.gather((weight.to(values) * values).mean()[None]).mean().item(), float(norm)
+    norm = torch.nn.utils.get_total_norm(p.grad for p in training.bare.parameters() if p.grad is not None)
+    loss = accelerator.gather((weight.to(values) * values).mean()[None]).mean()
+    return loss.item(), float(sharded.whole(norm))
 
 
 def row_losses(
@@ -358,21 +370,27 @@ def _remember(history: Tensor, t: Tensor, values: Tensor) -> None:
 
 @torch.no_grad()
 def held_out_loss(training: Training, batch: int = 256) -> float:
-    """The run's loss on held-out rows with the averaged weights; times (stratified) and noise are always the same."""
+    """The run's loss on held-out rows with the averaged weights; times (stratified) and noise are always the same.
+
+    Each of several processes looks at its rows, and all get the whole.
+    """
     held_out, run = training.splits.held_out, training.run
     n = min(len(held_out), HELD_OUT_ROWS)
     training.ema.copy_to(training.averaged, run.ema[0])
     denoiser = network_denoiser(training.config, training.averaged, training.denoiser.autocast)
     objective = MEASURED.get(run.loss.kind.partition(":")[0])
-    total = 0.0
+    total, part = 0.0, slice(training.share.rank, None, training.share.world)
     for i, index in enumerate(np.array_split(np.arange(n), -(-n // batch))):
-        x_0, cond = training.encode(held_out.take(index))
+        if not len(mine := index[part]):
+            continue
+        x_0, cond = training.encode(held_out.take(mine))
         u = torch.from_numpy(philox(0, TIMES, i).random(len(index)))
-        t, _ = times.stratified(u, denoiser.schedule, None)
-        eps = torch.from_numpy(philox(0, EPS, i).standard_normal(tuple(x_0.shape), dtype=np.float32)).to(x_0)
+        t = times.stratified(u, denoiser.schedule, None)[0][part]
+        noise = philox(0, EPS, i).standard_normal((len(index), *x_0.shape[1:]), dtype=np.float32)
+        eps = torch.from_numpy(noise)[part].to(x_0)
         if training.source:
-            eps = training.encode(training.source.held_out.take(index % len(training.source.held_out)))[0]
+            eps = training.encode(training.source.held_out.take(mine % len(training.source.held_out)))[0]
         if training.config.conditions.span:
             cond["span"] = torch.zeros_like(t).to(x_0)
         total += row_losses(training, denoiser, x_0, t.to(x_0.device), eps, cond, objective).sum().item()
-    return total / n
+    return float(joined(torch.tensor([total], dtype=torch.float64), training.share.world, training.share).sum()) / n
