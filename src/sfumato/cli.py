@@ -2,7 +2,8 @@
 
     sfumato train RECIPE [--out DIR] [any field of the run]
     sfumato sample MODEL [-n 64] [--sampler NAME] [--steps S] [--seed K] [--label L] [--guidance W] [--out FILE]
-    sfumato evaluate MODEL     sfumato models     sfumato reproduce NAME     sfumato doctor
+    sfumato evaluate MODEL     sfumato models     sfumato export MODEL FOLDER
+    sfumato reproduce NAME     sfumato doctor
 
 COMMANDS is the whole table; a command is a function of its arguments that imports what it needs, so that
 `sfumato --help` answers at once.  Flags are derived from typed dataclasses by tyro.  A user's mistake is one line.
@@ -14,6 +15,7 @@ import contextlib
 import os
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,6 +73,7 @@ def _train(name: str, run: Run, rest: list[str], tables: str) -> None:
     from sfumato.model import load
     from sfumato.recipes import finish, fit, plan
     from sfumato.recipes.arguments import TrainArguments, run_like
+    from sfumato.tasks import cost
     from sfumato.tasks.evaluate import table
 
     start = value_of(rest, "--init")
@@ -79,14 +82,17 @@ def _train(name: str, run: Run, rest: list[str], tables: str) -> None:
         run = run_like(run, init.config)
     given = parse(TrainArguments, f"train {name}", tables, rest, TrainArguments(run, Path("runs") / name, start))
     if given.dry_run:
-        show(f"sfumato train {name}, planned", plan(given.run, init))
+        here, elsewhere = plan(given.run, init)
+        if os.environ.get("RANK", "0") == "0":
+            show(f"sfumato train {name}, planned", here)
+            show(f"on GPUs by the cost model, at {cost.EFFICIENCY:.0%} of their rate", elsewhere, cost.HEADS)
         return
     command = shlex.join(["sfumato", "train", name, *rest])
     with _stopping(given.out), progress(given.run.steps, given.run.batch) as (say, report):
         training = fit(given.run, given.out, init, command, say, report)
+    with _stopping(given.out):
+        scores = finish(training, command, given.samples, say)
     if training.is_main:
-        with _stopping(given.out):
-            scores = finish(training, command, given.samples, say)
         show(f"{given.out}: trained in {training.seconds:.0f} s", table(scores))
         say(f"samples.png, film.gif, loss.png, scores.json and model/ lie in {given.out}")
     training.accelerator.end_training()
@@ -148,11 +154,12 @@ def sample(args: Sequence[str]) -> None:
     given = parse(SampleArguments, "sample MODEL", _sampling_tables(usage), rest)
 
     from sfumato.model import load
-    from sfumato.tasks import check_out, generate, write
+    from sfumato.processes import launched
+    from sfumato.tasks import Draw, stream
 
+    share = launched()
     model = load(name, ema=given.ema, precision=given.precision)
-    check_out(given.out, model.config.kind)
-    samples = generate(
+    draw = Draw(
         model,
         given.n,
         sampler=given.sampler,
@@ -162,11 +169,14 @@ def sample(args: Sequence[str]) -> None:
         label=given.label,
         guidance=given.guide.guide(model),
         schedule=given.schedule,
+        reuse=given.reuse,
         batch=given.batch,
+        share=share,
     )
-    samples.settings.update(model=str(name), ema=given.ema, precision=given.precision)
-    write(samples, given.out)
-    print(f"{given.n} samples of {name} in {samples.seconds:.1f} s: {given.out}")
+    start = time.perf_counter()
+    stream(draw, given.out, {"model": str(name), "ema": given.ema, "precision": given.precision})
+    if share.is_main:
+        print(f"{given.n} samples of {name} in {time.perf_counter() - start:.1f} s: {given.out}")
 
 
 def evaluate(args: Sequence[str]) -> None:
@@ -188,9 +198,9 @@ def evaluate(args: Sequence[str]) -> None:
     given = parse(EvaluateArguments, "evaluate MODEL", usage, rest)
 
     from sfumato.checkpoints import native
+    from sfumato.processes import launched
     from sfumato.tasks import examine, page
     from sfumato.tasks.asked import Asked
-    from sfumato.tasks.generate import launched
 
     asked = Asked(
         n=given.n,
@@ -263,6 +273,19 @@ def models(args: Sequence[str]) -> None:
     print("sfumato models NAME prints a card: the data and their licence, the command, all scores")
 
 
+def export(args: Sequence[str]) -> None:
+    """write a model as a folder that diffusers reads"""
+    if not args or args[0] in ("-h", "--help"):
+        print("sfumato export MODEL FOLDER\n\nMODEL as a new FOLDER that diffusers' DDPMPipeline reads, and sfumato.")
+        return
+    if len(args) != 2:
+        raise ValueError(f"sfumato export takes a MODEL and a FOLDER; got {' '.join(args)}")
+    from sfumato.model import load
+
+    load(args[0]).export(args[1])
+    print(f"{args[0]} lies in {args[1]}: diffusers.DDPMPipeline.from_pretrained({args[1]!r}) reads it")
+
+
 def reproduce(args: Sequence[str]) -> None:
     """rebuild a table or figure of the literature into reports/NAME"""
     from sfumato.experiments import EXPERIMENTS
@@ -291,6 +314,7 @@ def doctor(args: Sequence[str]) -> None:
     usage = "sfumato doctor [--schedule NAME] [--out FILE.json]"
     given = parse(DoctorArguments, "doctor", usage, args)
 
+    from sfumato import engine
     from sfumato.checkpoints import native
     from sfumato.tasks import doctor as measure
 
@@ -302,6 +326,7 @@ def doctor(args: Sequence[str]) -> None:
     print(measure.LEGEND)
     density = measure.likelihood(given.schedule)
     print(density)
+    print(engine.here())
     if given.out:
         native.write_json(given.out, measure.document(given.schedule, found, density))
     if not (density.passes and all(finding.passes for finding in found)):
@@ -313,6 +338,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "sample": sample,
     "evaluate": evaluate,
     "models": models,
+    "export": export,
     "reproduce": reproduce,
     "doctor": doctor,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -128,7 +129,8 @@ def progress(steps: int, batch: int) -> Iterator[tuple[Say, Report]]:
         TimeRemainingColumn(),
     )
     say = lambda text: console.print(text, highlight=False, markup=False)  # noqa: E731
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+    alone = os.environ.get("RANK", "0") == "0"  # of several processes the first has the bar
+    with Progress(*columns, console=console, disable=not (console.is_terminal and alone)) as bars:
         bar = bars.add_task("training", total=steps, loss=float("nan"), rate=0.0)
 
         def report(step: int, loss: float, rate: float) -> None:

@@ -10,7 +10,7 @@ the model; there is no pickle and no code in it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, final
@@ -18,36 +18,22 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from sfumato import codecs, corruptions, guidance, samplers, schedules
+from sfumato import codecs, corruptions, engine, guidance, samplers, schedules
 from sfumato import data as datasets
+from sfumato.checkpoints import diffusers, native
 from sfumato.checkpoints import ema as averages
-from sfumato.checkpoints import native
 from sfumato.corruptions import Blurring, Cold
 from sfumato.data import Data
 from sfumato.denoiser import Denoiser, NetworkDenoiser, Prediction
 from sfumato.guidance import Guide
 from sfumato.nn import NETWORKS, Conditions
+from sfumato.nn.reuse import Reuse
 from sfumato.noise import PRIOR, normal
 from sfumato.options import unknown, whole
 from sfumato.samplers.loop import no_noise
 from sfumato.schedules import Schedule
 
 ZOO = Path(__file__).parent / "zoo"
-
-
-def _fast_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 pays on a device: on GPUs that have it, and on processors with matrix tiles (AMX)."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
-
-
-# the precision inside the network: None is the exact float32 mode
-PRECISIONS: dict[str, Callable[[torch.device], torch.dtype | None]] = {
-    "float32": lambda device: None,
-    "bfloat16": lambda device: torch.bfloat16,
-    "auto": lambda device: torch.bfloat16 if _fast_bfloat16(device) else None,
-}
 
 
 @dataclass(frozen=True)
@@ -93,9 +79,7 @@ class ModelConfig:
         known = {f.name for f in fields(Data)}
         about = {key: value for key, value in self.data.items() if key in known}
         if not about:
-            raise ValueError(
-                "the model does not say what data it was trained on, so there is nothing to score it against"
-            )
+            raise ValueError("the model does not say what data it was trained on: nothing to score it against")
         return Data(**about)
 
     @property
@@ -156,13 +140,11 @@ def network_denoiser(config: ModelConfig, net: nn.Module, autocast: torch.dtype 
 class Model:
     """A trained denoiser with everything needed to use it."""
 
-    def __init__(self, config: ModelConfig, net: nn.Module, card: str = "", precision: str = "float32"):
-        if precision not in PRECISIONS:
-            raise unknown("precision", precision, PRECISIONS)
+    def __init__(self, config: ModelConfig, net: nn.Module, card: str = "", precision: str = "auto"):
         self.config, self.card, self.precision = config, card, precision
         self.net = net.eval().requires_grad_(False)
         self.codec = codecs.from_spec(config.codec)
-        self.denoiser = network_denoiser(config, net, PRECISIONS[precision](self.device))
+        self.denoiser = network_denoiser(config, net, engine.prepare(net, precision))
 
     @property
     def device(self) -> torch.device:
@@ -177,13 +159,18 @@ class Model:
         """The same for a walk along another schedule."""
         return min(self.config.sampling.steps, schedule.steps or self.config.sampling.steps)
 
-    def guided(self, clip: bool | None = None, schedule: str | None = None, guide: Guide | None = None) -> Denoiser:
+    def guided(
+        self, clip: bool | None = None, schedule: str | None = None, guide: Guide | None = None, reuse: int = 1
+    ) -> Denoiser:
         """The denoiser that `sample` walks with: under a guidance, its x_0 held in the codec's limits.
 
-        schedule: walk along another than that of the training.
+        schedule: walk along another than that of the training.  reuse: as `sample` says; good for one walk alone.
         """
         limits = self.codec.limits if (self.config.sampling.clip if clip is None else clip) else None
-        guided = (guide or Guide()).wrap(self.denoiser, limits)
+        denoiser = self.denoiser
+        if reuse != 1:
+            denoiser = network_denoiser(self.config, Reuse(self.net, reuse), denoiser.autocast)
+        guided = (guide or Guide()).wrap(denoiser, limits)
         if schedule is not None:
             if self.config.source or isinstance(guided.schedule, Cold | Blurring) or self.config.conditions.span:
                 raise ValueError(
@@ -242,13 +229,6 @@ class Model:
             return own.degrade(x_0, torch.ones(len(seeds), dtype=torch.float64))
         return (schedule or own).prior_std * normal(seeds, self.config.shape, PRIOR).to(self.device)
 
-    def _check_start(self, sampler: str | samplers.Sampler) -> None:
-        if self.config.source and samplers.adds_noise(sampler, samplers.SAMPLERS):
-            raise ValueError(
-                f"sampler {sampler!r} adds noise, and this model is a bridge, at whose other end there is none; "
-                "take a deterministic one such as ddim or heun"
-            )
-
     def encode(
         self,
         x: Tensor,
@@ -296,6 +276,7 @@ class Model:
         label: int | str | Sequence[int] | None = None,
         guidance: float | Guide | None = None,
         schedule: str | None = None,
+        reuse: int = 1,
         batch: int = 256,
     ) -> Tensor:
         """n samples in data units, (n, *shape): uint8 for pictures, float32 else.
@@ -303,11 +284,13 @@ class Model:
         Row i is drawn from seed + i alone, whatever n and batch are.  What is None is as the model's card says.
         guidance: the scale w of classifier-free guidance, or a `Guide` that says more.
         schedule: walk along another schedule than that of the training ("rectified").
+        reuse: ask the lower levels of a UNet at every so many calls alone, an approximation (`nn.reuse`).
         """
         labels = self.labels(n, label)
         parts = []
         for rows in self._batches(n, seed, batch):
-            *_, (_, x_0, _) = self.trajectory(rows, labels, seed, sampler, steps, grid, guidance, schedule)
+            for _, x, _ in self.trajectory(rows, labels, seed, sampler, steps, grid, guidance, schedule, reuse):
+                x_0 = x  # the last one stays, and none before it
             parts.append(self.codec.decode(x_0).cpu())
         return torch.cat(parts)
 
@@ -321,6 +304,7 @@ class Model:
         grid: str | None = None,
         guidance: float | Guide | None = None,
         schedule: str | None = None,
+        reuse: int = 1,
         x_T: Tensor | None = None,
     ) -> Iterator[tuple[Tensor, Tensor, Prediction | None]]:
         """(t, x_t, Prediction) on the way of some rows of a sample, in codec units; labels are those of all rows.
@@ -331,10 +315,14 @@ class Model:
         seeds = [seed + i for i in rows]
         sampler = sampler or usual.sampler
         guide = self.guide(guidance)
-        denoiser = self.guided(schedule=schedule, guide=guide)
+        denoiser = self.guided(schedule=schedule, guide=guide, reuse=reuse)
         if x_T is None:
             x_T = self.start(seeds, None if labels is None else labels[rows], denoiser.schedule)
-        self._check_start(sampler)
+        if self.config.source and samplers.adds_noise(sampler, samplers.SAMPLERS):
+            raise ValueError(
+                f"sampler {sampler!r} adds noise, and this model is a bridge, at whose other end there is none; "
+                "take a deterministic one such as ddim or heun"
+            )
         cond = {name: value.to(x_T) for name, value in guide.cond(len(rows)).items()}
         if labels is not None:
             cond["label"] = labels[rows].to(self.device)
@@ -359,6 +347,10 @@ class Model:
         tensors = {key: x.half() if half and x.is_floating_point() else x for key, x in self.net.state_dict().items()}
         native.write_folder(Path(path), "model", tensors, self.config.document(), {"card.md": self.card})
 
+    def export(self, path: str | Path) -> None:
+        """Write the model as a new folder that diffusers reads; `checkpoints.diffusers_options` says which can be."""
+        diffusers.write(Path(path), self.config.document(), self.net.state_dict(), self.card)
+
 
 def zoo() -> dict[str, Path]:
     """The models that ship with the package: name -> folder."""
@@ -377,14 +369,16 @@ def find(name: str | Path) -> Path:
     raise ValueError(f"{unknown('model', str(name), zoo())}; a MODEL is one of these, a model folder or a run's folder")
 
 
-def load(name: str | Path, *, ema: float | None = None, precision: str = "float32", device: str | None = None) -> Model:
+def load(name: str | Path, *, ema: float | None = None, precision: str = "auto", device: str | None = None) -> Model:
     """The Model of a zoo name, a model folder or a run.
 
     ema: another EMA length (a share of the training, such as 0.05), made from a run's snapshots.
-    device: where it runs; a GPU if there is one.  Raises ValueError for what is no model, saying why.
+    precision: a row of `engine.PRECISIONS`.  device: where it runs; a GPU if there is one.
+    Raises ValueError for what is no model, saying why.
     """
     folder = find(name)
-    tensors, document, card = native.read_model(folder)
+    read = diffusers.read if diffusers.recognised(folder) else native.read_model
+    tensors, document, card = read(folder)
     config = ModelConfig.read(document, str(folder / "config.json"))
     if ema is not None:
         tensors = averages.reconstruct(folder.parent / "ema", ema)
@@ -396,5 +390,4 @@ def load(name: str | Path, *, ema: float | None = None, precision: str = "float3
             f"{folder / 'config.json'} does not read as a config: {type(error).__name__} {error}; it was edited"
         ) from error
     native.fill(net, tensors, str(folder / "model.safetensors"))
-    net.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return model

@@ -15,13 +15,13 @@ import sfumato
 from sfumato import data
 from sfumato.guidance import Guide
 from sfumato.metrics import EnergyDistance, FeatureNetwork, Seen
+from sfumato.processes import Share
 from sfumato.tasks import examine as examining
 from sfumato.tasks import generate, write
 from sfumato.tasks import scores as by_features
 from sfumato.tasks.asked import Asked, reference_of
 from sfumato.tasks.evaluate import table
 from sfumato.tasks.examine import Evaluation, chosen, examine, examine_all, sampled
-from sfumato.tasks.generate import Share
 from sfumato.tasks.records import side_by_side
 from sfumato.tasks.subjects import Against, Lens, Pictures, scattered
 

@@ -26,6 +26,7 @@ from sfumato import data
 from sfumato.guidance import Guide
 from sfumato.metrics import EnergyDistance
 from sfumato.model import Model
+from sfumato.processes import ALONE, Share
 from sfumato.tasks import by_steps
 from sfumato.tasks import scores as by_features
 from sfumato.tasks.asked import Asked, settled
@@ -40,7 +41,7 @@ from sfumato.tasks.evaluate import (
     nearest_of,
     summary,
 )
-from sfumato.tasks.generate import ALONE, Samples, Share, generate
+from sfumato.tasks.generate import Samples, generate
 from sfumato.tasks.records import records
 from sfumato.tasks.subjects import PIXELS, Against, Lens, Pictures, Subject, alike, evenly, labels_as, scattered
 

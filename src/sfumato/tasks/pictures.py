@@ -1,4 +1,4 @@
-"""Samples on disk: a PNG grid, a folder of pictures, an .npz, and the film of the reverse process as a GIF.
+"""Samples as one picture, a grid, and the film of the reverse process as a GIF.
 
 Grids are laid out in rows; with classes in turn, one row a class.  Small pictures are enlarged by whole factors,
 so that a person can read them.  Signals are drawn as curves, vectors as points, volumes as their middle slices.
@@ -6,10 +6,6 @@ so that a person can read them.  Signals are drawn as curves, vectors as points,
 
 from __future__ import annotations
 
-import json
-import os
-import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +17,6 @@ from sfumato.tasks.generate import Samples
 READABLE = 48  # a picture in a grid has at least so many pixels a side,
 FILMED = 32  # one in a film so many,
 WIDEST = 2400  # and the whole at most so many
-LONGEST = 255  # bytes of a folder's name
 
 
 def tile(images: np.ndarray, columns: int, readable: int = READABLE) -> np.ndarray:
@@ -48,7 +43,7 @@ def layout(samples: Samples) -> tuple[np.ndarray, int]:
     return np.arange(n), min(n, max(1, round(n**0.5)))
 
 
-def _picture(array: np.ndarray) -> Any:
+def picture(array: np.ndarray) -> Any:
     from PIL import Image
 
     return Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
@@ -89,62 +84,6 @@ def _plot(samples: Samples) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
-def check_out(out: Path, kind: str) -> None:
-    """ValueError if samples of that kind cannot be written as `out`; asked before they are made."""
-    if out.suffix not in (".png", ".npz", ""):
-        raise ValueError(f"{out}: cannot write {out.suffix!r}; allowed are FILE.png, FILE.npz or a folder")
-    if not out.suffix and kind != "picture":
-        raise ValueError(f"a folder holds pictures, and these samples are {kind}s; write FILE.npz or FILE.png")
-    if out.suffix and out.is_dir():
-        raise ValueError(f"{out} is a folder; choose another --out")
-    there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
-    if not os.access(there, os.W_OK) or (there != out and not there.is_dir()):
-        raise ValueError(f"cannot write {out}: {there} is no folder that may be written; choose another --out")
-
-
-def write(samples: Samples, out: Path) -> None:
-    """To FILE.png (a grid), FILE.npz (images or samples, labels, settings), or a folder with a PNG each."""
-    check_out(out, samples.kind)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        if out.suffix == ".npz":
-            _write_npz(samples, out)
-        elif out.suffix == ".png":
-            _picture(sheet(samples)).save(out, optimize=True)
-        else:
-            _write_folder(samples, out)
-    except OSError as error:
-        raise ValueError(f"cannot write {out}: {error.strerror or error}; choose another --out") from error
-
-
-def _write_npz(samples: Samples, out: Path) -> None:
-    arrays: dict[str, Any] = {"images": samples.images()} if samples.kind == "picture" else {"samples": samples.x}
-    if samples.labels is not None:
-        arrays["labels"] = samples.labels
-    np.savez_compressed(out, **arrays, settings=np.array(json.dumps(samples.settings)))
-
-
-def class_folders(names: Sequence[str], classes: int) -> tuple[str, ...]:
-    """A folder for each class: its name; its number if the name of any class is none that a folder can have."""
-
-    def fits(name: str) -> bool:
-        return not re.search(r"^[.\s]|[/\\:\x00-\x1f]|\s$", name) and 0 < len(name.encode()) <= LONGEST
-
-    taken = {name.casefold() for name in names}  # not every disk tells `a` from `A`
-    usable = len(taken) == len(names) >= classes and all(map(fits, names)) and taken != {"train", "test"}
-    return tuple(names) if usable else tuple(map(str, range(classes)))
-
-
-def _write_folder(samples: Samples, out: Path) -> None:
-    labels = samples.labels
-    folders = () if labels is None else class_folders(samples.label_names, int(labels.max()) + 1)
-    for i, image in enumerate(samples.images()):
-        where = out if labels is None else out / folders[labels[i]]
-        where.mkdir(parents=True, exist_ok=True)
-        _picture(image).save(where / f"{i:06d}.png")
-    (out / "settings.json").write_text(json.dumps(samples.settings, indent=1) + "\n")
-
-
 def film(model: Model, out: Path, n: int = 100, seed: int = 0, frames: int = 24) -> None:
     """The reverse process of n samples as a GIF: x_t at each step, one picture every few steps, the last one held."""
     labels = model.labels(n)
@@ -155,7 +94,7 @@ def film(model: Model, out: Path, n: int = 100, seed: int = 0, frames: int = 24)
     for k in visited:
         x = model.codec.decode(states[k]).cpu().numpy()
         frame = Samples(x, None if labels is None else labels.numpy(), {}, 0.0, model.config.kind, levels)
-        pictures.append(_picture(sheet(frame, FILMED)).quantize(32))
+        pictures.append(picture(sheet(frame, FILMED)).quantize(32))
     durations = [80] * (len(pictures) - 1) + [2500]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -44,6 +44,7 @@ MODEL_FILES = (
     "model.safetensors",
     "run.json",
     "model/config.json",
+    "model_index.json",
 )  # what tells a model's folder from one of pictures
 TRAIN_ROWS = 10_000  # training rows that scores look at, evenly spread over them
 HELD_OUT_ROWS = 1_000  # held-out rows that they look at, likewise
