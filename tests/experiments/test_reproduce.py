@@ -30,6 +30,7 @@ from sfumato.experiments import (
     progressive,
     reconstruction,
     reproduce,
+    reuse,
     reverse_film,
     sampled,
     schedules,
@@ -77,11 +78,12 @@ TINY: dict[str, tuple[ModuleType, dict[str, Any]]] = {
     ),
     "ddim-table": (ddim_table, {"n": 10, "steps": (2, 4), "long": 8, "few": 5}),
     "solver-table": (solver_table, {"n": 10, "evaluations": (3, 5), "rows": 2, "fine": 10}),
+    "reuse": (reuse, {"n": 10, "steps": (2, 4), "rows": 2}),
     "cfg-table": (cfg_table, {"samples": 10, "steps": 4}),
     "classifier-guidance": (classifier_guidance, {"samples": 10, "ddim": 4, "ancestral": 4, "chain": 4}),
 }
-OWN_TESTS = {"trilemma"}  # experiments that need data which do not ship, and are run in tests of their own
-TIMED = ("ddim-table", "solver-table", "cfg-table", "classifier-guidance")  # seconds are among their numbers
+OWN_TESTS = {"sweep", "trilemma"}  # experiments that need data which do not ship, and are run in tests of their own
+TIMED = ("ddim-table", "solver-table", "reuse", "cfg-table", "classifier-guidance")  # seconds are among their numbers
 WITH_MODEL = sorted(name for name in TINY if experiments.EXPERIMENTS[name].model)
 IN_BLOCKS = [
     *(name for name in WITH_MODEL if name not in TIMED),

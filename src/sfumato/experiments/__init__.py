@@ -27,10 +27,12 @@ from sfumato.experiments import (
     nll,
     progressive,
     reconstruction,
+    reuse,
     reverse_film,
     schedules,
     solver_orders,
     solver_table,
+    sweep,
     trilemma,
 )
 from sfumato.experiments.report import UNFINISHED, Report, Request, write
@@ -81,6 +83,8 @@ EXPERIMENTS: dict[str, Experiment] = {
     "cfg-table": Experiment(
         cfg_table.run, "classifier-free guidance by scale, in an interval, by a weaker model (Ho & Salimans)", "mnist"
     ),
+    "reuse": Experiment(reuse.run, "deep features used again at neighbouring steps: error, time (DeepCache)", "mnist"),
+    "sweep": Experiment(sweep.run, "which network a small recipe should have, by quality after equal time"),
     "trilemma": Experiment(
         trilemma.run, "VAE, GAN, flow, diffusion on one wall-clock: quality, diversity, speed in numbers"
     ),

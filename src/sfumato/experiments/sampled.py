@@ -56,11 +56,13 @@ class Setting:
     guidance: float | Guide | None = None
     n: int = 1000
     kept: int = SHOWN
+    reuse: int = 1
 
     def document(self) -> dict[str, Any]:
         """The setting as JSON."""
         told = self.guidance.document() if isinstance(self.guidance, Guide) else self.guidance
-        return {"sampler": self.sampler, "steps": self.steps, "grid": self.grid, "guidance": told, "n": self.n}
+        way = {"sampler": self.sampler, "steps": self.steps, "grid": self.grid, "guidance": told, "n": self.n}
+        return way if self.reuse == 1 else {**way, "reuse": self.reuse}
 
 
 @dataclass(frozen=True)
@@ -213,6 +215,7 @@ def _measure(request: Request, bench: Bench, setting: Setting) -> dict[str, Tens
             grid=setting.grid,
             seed=request.seed,
             guidance=setting.guidance,
+            reuse=setting.reuse,
         )
     how = {"seed": request.seed, "ema": bench.model.config.training.get("ema"), "threads": torch.get_num_threads()}
     images = samples.images()
