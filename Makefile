@@ -2,9 +2,9 @@
 # make test        the whole test suite          (ARGS="-k noise -n 2" reaches pytest)
 # make test-fast   the tests that take less than two seconds each
 # make check       format, lint, types, floors
-# make bench       seconds that a user waits: import, help, first sample
+# make bench       sfumato beside diffusers and denoising-diffusion-pytorch, in .venv-bench (ARGS="forward step": parts)
 # make format      let ruff mend what it can
-# make clean       remove .venv, build products and caches; runs/ and reports/ stay
+# make clean       remove .venv, .venv-bench, build products and caches; runs/ and reports/ stay
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -30,15 +30,15 @@ check: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-bench: $(VENV)/.installed
-	$(BIN)/python benchmarks/startup.py
+bench:
+	$(PYTHON) benchmarks/bench.py $(ARGS)
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-bench build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Stamps: an environment is installed once, and again when what it is made from changes.
