@@ -99,7 +99,7 @@ def test_a_run_may_go_on_for_more_steps(tmp_path: Path) -> None:
 
 def test_the_plan_counts_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    rows = dict(plan(tiny(steps=1000), None))
+    rows = dict(plan(tiny(steps=1000), None)[0])
     model = sfumato.load(trained())
     assert rows["parameters"] == f"{sum(p.numel() for p in model.net.parameters()):,}"
     assert rows["data"].startswith("1618 rows of (1, 8, 8) (picture), 179 held out")
@@ -133,7 +133,7 @@ def test_a_stream_trains_is_planned_and_scored(tmp_path: Path) -> None:
                 entry.size = len(content)
                 shard.addfile(entry, io.BytesIO(content))
     run = tiny(data=data.Data("stream", path=str(tmp_path / "*.tar"), size=8), steps=4, save_every=2, evaluate_every=2)
-    assert dict(plan(run, None))["data"].startswith("a stream of rows of (3, 8, 8)")
+    assert dict(plan(run, None)[0])["data"].startswith("a stream of rows of (3, 8, 8)")
     training = train_tiny(run, tmp_path / "out")
     scores = finish(training, COMMAND, 6, silent)
     assert scores["nearest"]["median"] > 0

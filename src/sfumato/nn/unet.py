@@ -171,6 +171,11 @@ def walk_up(
     return h
 
 
+def laid_out(h: Tensor) -> Tensor:
+    """Pictures with a place's channels side by side, as convolutions and norms are fastest; all else as it is."""
+    return h.contiguous(memory_format=torch.channels_last) if h.ndim == 4 else h
+
+
 class UNet(nn.Module):
     """A UNet for x of shape (B, *shape), ``shape = (C, *spatial)`` with one to three spatial axes.
 
@@ -232,7 +237,7 @@ class UNet(nn.Module):
 
         h = torch.cat([h, full["image"]], dim=1) if "image" in full else h
         h = fold(h, self.config.patch)
-        h = self.stem(h.contiguous(memory_format=torch.channels_last) if h.ndim == 4 else h)
+        h = laid_out(self.stem(laid_out(h)))  # of one channel, the stem's answer may lie the other way
         skips = walk_down(self.down[:top], h, iter(films), context)
         if deep is None:
             film = iter(films[top:])
