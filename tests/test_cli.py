@@ -154,7 +154,8 @@ def test_help_loads_only_what_it_shows(line: str) -> None:
             "unknown flag --guidanse; did you mean --guidance?; unknown flag --stepps; did you mean --steps? (sfumato",
         ),
         ("train digits --optimiser.learning-rte 5", "did you mean --optimiser.learning-rate?"),
-        ("train digits --steps five", "Error parsing --steps: invalid literal for int()"),
+        ("train digits --steps five", "--steps: five came, allowed is a whole number\n"),
+        ("train digits --optimiser.clip much", "--optimiser.clip: much came, allowed is a number\n"),
         ("train digits --steps 0", "steps must be at least 1; got 0"),
         ("train digits --batch 0", "batch must be at least 1; got 0"),
         ("train digits --batch 30 --optimiser.accumulate 4", "batch 30 cannot be cut into optimiser.accumulate = 4"),
@@ -163,7 +164,7 @@ def test_help_loads_only_what_it_shows(line: str) -> None:
         ("train digits --optimiser.learning-rate 0", "learning_rate and clip must be above 0"),
         (
             "train digits --precision float16",
-            "invalid choice 'float16' for argument '--precision'. Expected one of",
+            "--precision: float16 came (allowed: auto, bfloat16, compiled, float32)\n",
         ),
         ("train digits --loss.kind simpel", "unknown loss 'simpel'; did you mean 'simple'?"),
         ("train digits --loss.weighting min-snr", "unknown weighting 'min-snr'; did you mean 'min_snr'?"),

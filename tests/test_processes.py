@@ -50,7 +50,7 @@ def test_the_loss_of_a_process_is_one_line(error: RuntimeError, reason: str) -> 
         pytest.raises(
             ValueError, match=f"another of the 8 processes {reason}, so process 3 stops; start again"
         ) as told,
-        one_line(Share(3, 8), "start again"),
+        one_line(Share(3, 8), lambda: "start again"),
     ):
         raise error
     assert "\n" not in str(told.value)
@@ -61,6 +61,6 @@ def test_the_loss_of_a_process_is_one_line(error: RuntimeError, reason: str) -> 
     ("share", "error"), [(Share(0, 2), RuntimeError("shapes cannot be multiplied")), (ALONE, RuntimeError(GLOO))]
 )
 def test_other_errors_are_left_alone(share: Share, error: RuntimeError) -> None:
-    with pytest.raises(RuntimeError) as told, one_line(share, "start again"):
+    with pytest.raises(RuntimeError) as told, one_line(share, lambda: "start again"):
         raise error
     assert told.value is error

@@ -176,7 +176,7 @@ def sample(args: Sequence[str]) -> None:
     start = time.perf_counter()
     stream(draw, given.out, {"model": str(name), "ema": given.ema, "precision": given.precision})
     if share.is_main:
-        print(f"{given.n} samples of {name} in {time.perf_counter() - start:.1f} s: {given.out}")
+        print(f"{given.n} samples of {name} in {time.perf_counter() - start:.3g} s: {given.out}")
 
 
 def evaluate(args: Sequence[str]) -> None:
@@ -318,6 +318,7 @@ def doctor(args: Sequence[str]) -> None:
     from sfumato.checkpoints import native
     from sfumato.tasks import doctor as measure
 
+    print(engine.here())
     found = []
     for finding in measure.findings(given.schedule):
         print(f"measured {finding.sampler}", file=sys.stderr)
@@ -326,7 +327,6 @@ def doctor(args: Sequence[str]) -> None:
     print(measure.LEGEND)
     density = measure.likelihood(given.schedule)
     print(density)
-    print(engine.here())
     if given.out:
         native.write_json(given.out, measure.document(given.schedule, found, density))
     if not (density.passes and all(finding.passes for finding in found)):

@@ -12,6 +12,11 @@ from typing import Any
 Say = Callable[[str], None]
 Report = Callable[[int, float, float], None]  # (step, loss, images a second)
 UNRECOGNISED = "Unrecognized options: "
+VALUES = {
+    r"Error parsing (--[\w.-]+): invalid literal for int.*: (.*?);": "{0}: {1} came, allowed is a whole number",
+    r"Error parsing (--[\w.-]+): could not convert string to float: (.*?);": "{0}: {1} came, allowed is a number",
+    r"invalid choice (.*?) for argument '(--[\w.-]+)'\. Expected one of \((.*?)\)": "{1}: {0} came (allowed: {2})",
+}
 
 
 def listing(title: str, table: Mapping[str, str] | Sequence[str]) -> str:
@@ -48,7 +53,7 @@ def parse(kind: Any, program: str, description: str, args: Sequence[str], defaul
         if not end.code:
             raise
         line = _one_line(said.getvalue())
-        raise ValueError(_unrecognised(line, program) if line.startswith(UNRECOGNISED) else line) from None
+        raise ValueError(_unrecognised(line, program) if line.startswith(UNRECOGNISED) else _plain(line)) from None
 
 
 def _one_line(box: str) -> str:
@@ -56,6 +61,14 @@ def _one_line(box: str) -> str:
     words = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()[1:-1]]
     parts = " ".join(word if word.strip("-") else ";" for word in words).split(";")
     return "; ".join(part.strip() for part in parts if part.strip())
+
+
+def _plain(line: str) -> str:
+    """What tyro says of a value, in this command's own words."""
+    for pattern, words in VALUES.items():
+        if found := re.match(pattern, line):
+            return words.format(*(word.replace("'", "") for word in found.groups()))
+    return line
 
 
 def _unrecognised(line: str, program: str) -> str:

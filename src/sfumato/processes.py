@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -56,8 +56,8 @@ def joined(mine: Tensor, n: int, share: Share) -> Tensor:
 
 
 @contextlib.contextmanager
-def one_line(share: Share, mend: str) -> Iterator[None]:
-    """Within, the loss of another process is a ValueError of one line that ends with `mend`."""
+def one_line(share: Share, mend: Callable[[], str]) -> Iterator[None]:
+    """Within, the loss of another process is a ValueError of one line that ends with `mend()`."""
     try:
         yield
     except RuntimeError as error:
@@ -66,5 +66,5 @@ def one_line(share: Share, mend: str) -> Iterator[None]:
             raise
         reason = "did not answer" if "imed out" in str(error) else "has ended"
         raise ValueError(
-            f"another of the {share.world} processes {reason}, so process {share.rank} stops; {mend}"
+            f"another of the {share.world} processes {reason}, so process {share.rank} stops; {mend()}"
         ) from None

@@ -59,7 +59,7 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
 
     assert told["ends"]["killed"] == [2, -signal.SIGKILL]
     (line,) = [line for line in said["killed.0.err"].splitlines() if line.startswith("sfumato: ")]
-    assert "another of the 2 processes has ended, so process 0 stops; the last checkpoint is kept" in line
+    assert "another of the 2 processes has ended, so process 0 stops; the same command goes on from step 4" in line
     assert "Traceback" not in said["killed.0.err"]
     assert told["left"] == ["step-00000004"]
 

@@ -25,11 +25,10 @@ from sfumato.recipes.card import card
 from sfumato.recipes.curve import check_features, learning_curve
 from sfumato.tasks import cost, evaluate, film, generate, write
 from sfumato.tasks.features import feature_network
-from sfumato.train import Run, Training, held_out_loss, train
+from sfumato.train import Run, Training, held_out_loss, state, train
 from sfumato.train.log import Log, read
 from sfumato.train.stopping import waiting
 
-GO_ON = "the last checkpoint is kept; give the same command to go on"
 Say = Callable[[str], None]
 Report = Callable[[int, float, float], None]  # (step, loss, images a second), after every step
 
@@ -39,7 +38,7 @@ def fit(run: Run, out: Path, init: Model | None, command: str, say: Say, report:
     if run.features:
         feature_network(run.features)  # what the learning curve will need is a mistake now, not at the end
     training = Training(run, out, init, say)
-    with one_line(training.share, GO_ON):
+    with one_line(training.share, lambda: state.goes_on(training.out)):
         return _fit(training, command, say, report)
 
 
@@ -148,7 +147,7 @@ def finish(training: Training, command: str, n: int, say: Say) -> dict[str, Any]
 
     Every process takes part in making the model, and the main one does the rest.
     """
-    with one_line(training.share, GO_ON):
+    with one_line(training.share, lambda: state.goes_on(training.out)):
         out, model = training.out, described(training, command)
     if not training.is_main:
         return {}

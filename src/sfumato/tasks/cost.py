@@ -18,7 +18,9 @@ where the copy, 1, is the averaged network that is sampled and measured.  A step
 
 with f operations a second of one GPU, of which a share e is reached, and w bytes a second that each sends round the
 ring: n = 2 passes for the gradients' sum, n = 3 where weights are gathered twice and gradients scattered once.  What is
-sent hides behind the backward pass, two thirds of C, as far as it can.  Rates are the makers', and e is a guess.
+sent hides behind the backward pass, two thirds of C, as far as it can.  Rates are the makers', and e is a guess.  What
+is left out, launching each operation and the first answer of a network, is nothing beside a large network's step and
+more than all of a small one's.
 
 P. Patarasuk, X. Yuan, "Bandwidth optimal all-reduce algorithms for clusters of workstations" (2009) for the ring;
 S. Rajbhandari et al., "ZeRO", arXiv:1910.02054 for what is sharded; S. Li et al., "PyTorch Distributed",
@@ -133,7 +135,7 @@ def seconds(
     return computing + max(0.0, sending - 2 / 3 * computing)
 
 
-HEADS = ("GPUs", "rows each", "memory each", "step", "rows/s", "steps in all")
+HEADS = ("GPUs", "rows each", "memory each", "step", "rows/s", "whole training")
 
 
 def table(
@@ -159,7 +161,11 @@ def table(
                     f"{needed / 2**30:.2f} GiB{fits}",
                     f"{1000 * step:.3g} ms",
                     f"{batch / step:,.0f}",
-                    f"{hours:.2g} h" if hours >= 1 else f"{60 * hours:.2g} min",
+                    f"{hours:.2g} h"
+                    if hours >= 1
+                    else f"{60 * hours:.2g} min"
+                    if 60 * hours >= 1
+                    else "under a minute",
                 )
             )
     return lines

@@ -97,7 +97,7 @@ class Draw:
         """x of the rows of each block in turn, (len(rows), C, ...), data units."""
         for rows in self.rows():
             mine = self._made(rows)
-            with processes.one_line(self.share, "give the same command again"):
+            with processes.one_line(self.share, lambda: "give the same command again"):
                 every = processes.joined(mine, len(rows), self.share)
             yield every.numpy()
 
