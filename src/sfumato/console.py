@@ -13,7 +13,7 @@ Say = Callable[[str], None]
 Report = Callable[[int, float, float], None]  # (step, loss, images a second)
 UNRECOGNISED = "Unrecognized options: "
 VALUES = {
-    r"Error parsing (--[\w.-]+): invalid literal for int.*: (.*?);": "{0}: {1} came, allowed is a whole number",
+    r"Error parsing (--[\w.-]+): invalid literal for int[^:]*: (.*?);": "{0}: {1} came, allowed is a whole number",
     r"Error parsing (--[\w.-]+): could not convert string to float: (.*?);": "{0}: {1} came, allowed is a number",
     r"invalid choice (.*?) for argument '(--[\w.-]+)'\. Expected one of \((.*?)\)": "{1}: {0} came (allowed: {2})",
 }

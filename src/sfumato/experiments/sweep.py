@@ -261,5 +261,6 @@ def _draw(found: Found, judges: Mapping[str, Judge]) -> Figure:
                 )
         axis.axhline(by.floor[0], color="grey", lw=1, label="real pictures")
         axis.set(title=recipe, xscale="log", yscale="log", xlabel="rows a second", ylabel=by.network.title)
+        axis.margins(x=0.3)  # room for the names
         axis.legend(fontsize=8)
     return drawn
