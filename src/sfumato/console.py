@@ -12,6 +12,7 @@ from typing import Any
 Say = Callable[[str], None]
 Report = Callable[[int, float, float], None]  # (step, loss, images a second)
 UNRECOGNISED = "Unrecognized options: "
+# what tyro says of a value, and what this command says instead
 VALUES = {
     r"Error parsing (--[\w.-]+): invalid literal for int[^:]*: (.*?);": "{0}: {1} came, allowed is a whole number",
     r"Error parsing (--[\w.-]+): could not convert string to float: (.*?);": "{0}: {1} came, allowed is a number",
