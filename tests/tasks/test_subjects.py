@@ -15,7 +15,7 @@ from sfumato import data
 from sfumato.data import Data, Info
 from sfumato.model import Model
 from sfumato.tasks import Samples, generate, subjects, write
-from sfumato.tasks.subjects import Pictures, against, alike, evenly, labels_as, read_pictures, scattered, subject
+from sfumato.tasks.subjects import Pictures, against, alike, labels_as, read_pictures, scattered, subject
 
 from ..tiny import random_model
 
@@ -213,11 +213,6 @@ def test_labels_are_matched_by_name() -> None:
     assert labels_as(labelled(("cat", "dog"), [0, 1]), names) is None  # other classes, though no more of them
     assert labels_as(labelled(("0", "1", "2", "3"), [0, 3]), names) is None
     assert labels_as(Pictures("a", some(), None, (), {}), names) is None
-
-
-@pytest.mark.parametrize(("count", "most", "expected"), [(10, 5, [0, 2, 4, 6, 8]), (3, 5, [0, 1, 2]), (5, 2, [0, 2])])
-def test_rows_are_chosen_evenly(count: int, most: int, expected: list[int]) -> None:
-    assert evenly(count, most).tolist() == expected
 
 
 def test_beside_a_model_a_folder_is_read_as_its_data_were(tmp_path: Path) -> None:

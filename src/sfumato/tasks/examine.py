@@ -43,7 +43,7 @@ from sfumato.tasks.evaluate import (
 )
 from sfumato.tasks.generate import Samples, generate
 from sfumato.tasks.records import records
-from sfumato.tasks.subjects import PIXELS, Against, Lens, Pictures, Subject, alike, evenly, labels_as, scattered
+from sfumato.tasks.subjects import PIXELS, Against, Lens, Pictures, Subject, alike, labels_as, scattered
 
 BY_STEPS = (5, 10, 20, 50)  # numbers of steps that are scored unless others are asked for,
 BY_STEPS_SAMPLES = 200  # by so many samples each
@@ -278,7 +278,7 @@ def _with_features(found: Evaluation, images: np.ndarray, held: Against, lens: L
     shown = [*first, *(i for i in closest if i not in first)]
     rows = [_neighbours(PIXELS, images[shown], held.train, lambda x: x.reshape(len(x), -1).astype(np.float32))]
     if lens is not None:
-        look, some = lens.network.look, held.train[evenly(len(held.train), FEATURE_ROWS)]
+        look, some = lens.network.look, held.train[scattered(len(held.train), FEATURE_ROWS)]
         rows.append(_neighbours(f"features of {lens.network.name}", images[shown], some, lambda x: look(x).features))
     return replace(found, scores=scores, shown=shown, neighbours=rows)
 

@@ -243,7 +243,7 @@ def some_rows(rows: Rows, most: int) -> dict[str, Any]:
     """At most so many rows, evenly spread; of a stream, whose end is unknown, the first shuffled ones."""
     if rows.count is None:
         return next(rows.batches(0, most, augment=False))
-    return rows.take(evenly(rows.count, most))
+    return rows.take(scattered(rows.count, most))
 
 
 def alike(images: np.ndarray, reference: np.ndarray, whose: str, name: str) -> np.ndarray:
@@ -258,16 +258,10 @@ def alike(images: np.ndarray, reference: np.ndarray, whose: str, name: str) -> n
     return recolour(images.transpose(0, 3, 1, 2), wanted[2]).transpose(0, 2, 3, 1)
 
 
-def evenly(count: int, most: int) -> np.ndarray:
-    """Numbers of at most so many rows of `count`, evenly spread over them, since they may lie sorted by class."""
-    few = min(most, count)
-    return np.arange(few) * count // few
-
-
 def scattered(count: int, most: int) -> np.ndarray:
-    """Numbers of at most so many rows, one drawn from each of as many equal parts.
+    """Numbers of at most so many rows of `count`, one drawn from each of as many equal parts.
 
-    They are spread evenly too, and of samples, whose classes come in turn, every class is among them.
+    So every class is among them, whether rows lie sorted by class, as in folders, or classes come in turn, as in samples.
     """
     few = min(most, count)
     ends = np.arange(few + 1) * count // few
