@@ -45,6 +45,18 @@ def test_steps_do_not_overlap() -> None:
     assert not np.isin(noise.philox(3, noise.EPS, 1).random(1000), long).any()
 
 
+def test_rows_do_not_overlap_and_a_process_draws_its_own_alone() -> None:
+    """Row b of step k is the same whoever draws it; its numbers, 2^128 counters from the next row's, are no other's."""
+    whole = noise.training_noise(3, 7, range(6), (2, 5))
+    assert torch.equal(whole[1::2], noise.training_noise(3, 7, range(1, 6, 2), (2, 5)))
+    assert not torch.equal(whole, noise.training_noise(3, 8, range(6), (2, 5)))
+    long = noise.philox(3, noise.EPS, 7, 0).random(50_000)
+    assert not np.isin(noise.philox(3, noise.EPS, 7, 1).random(1000), long).any()
+    many = noise.training_noise(0, 1, range(400), (50,)).numpy()
+    assert stats.kstest(many.ravel(), "norm").pvalue > 1e-5
+    assert np.abs(np.corrcoef(many) - np.eye(400)).max() < 5.5 / np.sqrt(50)
+
+
 def test_it_is_standard_normal() -> None:
     """Kolmogorov-Smirnov along a row, across rows and across steps; ten tests, one in 10^4 would fail by chance."""
     along = [noise.normal([seed], (5000,), noise.SAMPLER).numpy().ravel() for seed in (0, 1, -7, 2**64 - 1)]

@@ -1,9 +1,9 @@
 """One reproducible stream of random numbers for every row.
 
-Every number that sfumato draws is a function of ``(seed, stream, step)`` and of nothing else: not of the batch a
+Every number that sfumato draws is a function of ``(seed, stream, step, row)`` and of nothing else: not of the batch a
 row travels in, not of what was drawn before, not of the device.  The generator is counter-based (Philox 4x64-10),
 
-    key = (seed, stream),    counter = (0, 0, 0, step),
+    key = (seed, stream),    counter = (0, 0, row, step),
 
 so any draw can be repeated, skipped to, or made alone.  The same seed therefore gives the same sample alone, in a
 batch of 64 or on a server, and a training that resumes at step k draws what it would have drawn.  Numbers are made
@@ -36,10 +36,10 @@ DEQUANTISE = 11  # uniform noise within a bin
 SPANS = 12  # the training's second time s < t, for average velocities
 
 
-def philox(seed: int, stream: int, step: int = 0) -> np.random.Generator:
-    """The generator of ``(seed, stream, step)``; a seed is any integer, taken modulo 2^64."""
+def philox(seed: int, stream: int, step: int = 0, row: int = 0) -> np.random.Generator:
+    """The generator of ``(seed, stream, step, row)``; a seed is any integer, taken modulo 2^64."""
     key = np.array([int(seed) % 2**64, stream], dtype=np.uint64)  # a list would pass through float64 above 2^63
-    return np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, 0, step], dtype=np.uint64)))
+    return np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, row, step], dtype=np.uint64)))
 
 
 def normal(seeds: Sequence[int] | Tensor, shape: Sequence[int], stream: int, step: int = 0) -> Tensor:
@@ -48,6 +48,14 @@ def normal(seeds: Sequence[int] | Tensor, shape: Sequence[int], stream: int, ste
     for row, seed in zip(rows, seeds, strict=True):
         row[...] = philox(int(seed), stream, step).standard_normal(tuple(shape), dtype=np.float32)
     return torch.from_numpy(rows)
+
+
+def training_noise(seed: int, step: int, rows: Sequence[int] | range, shape: Sequence[int]) -> Tensor:
+    """N(0, I) of shape ``(B, *shape)`` in float32 for these rows of a step's batch; a process draws its own alone."""
+    eps = np.empty((len(rows), *shape), dtype=np.float32)
+    for one, row in zip(eps, rows, strict=True):
+        philox(seed, EPS, step, row).standard_normal(dtype=np.float32, out=one)
+    return torch.from_numpy(eps)
 
 
 class RowNoise:

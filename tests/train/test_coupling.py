@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sfumato import data
 from sfumato.nn import MLPConfig
-from sfumato.noise import EPS, philox
+from sfumato.noise import training_noise
 from sfumato.train import Loss, Run, Training, trainer
 from sfumato.train.coupling import COUPLINGS
 from sfumato.train.trainer import train
@@ -82,8 +82,7 @@ def first_step(run: Run, out: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Tr
     monkeypatch.setattr(trainer, "row_losses", watch)
     training = Training(run, out, say=silent, resume=False)
     next(train(training))
-    drawn = philox(run.seed, EPS, 1).standard_normal((run.batch, *training.config.shape), dtype=np.float32)
-    return training, seen[0], torch.from_numpy(drawn)
+    return training, seen[0], training_noise(run.seed, 1, range(run.batch), training.config.shape)
 
 
 @pytest.mark.parametrize("coupling", ["independent", "ot", "auto"])

@@ -89,7 +89,7 @@ def test_both_are_trained_and_the_network_by_the_loss_over_its_mean(tmp_path: Pa
         with torch.no_grad():
             training.uncertainty.out.bias.fill_(u)
         before = held_out_loss(training)
-        rows = next(training.splits.train.batches(RUN.seed, RUN.batch))
+        rows = next(trainer._noised(training, training.splits.train.batches(RUN.seed, RUN.batch), 1))
         _, norm = trainer._one_step(training, rows, None, 1)
         gradients.append(norm)
         assert float(training.uncertainty.out.bias.grad.abs()) > 0  # type: ignore[union-attr]

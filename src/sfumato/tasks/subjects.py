@@ -261,7 +261,7 @@ def alike(images: np.ndarray, reference: np.ndarray, whose: str, name: str) -> n
 def scattered(count: int, most: int) -> np.ndarray:
     """Numbers of at most so many rows of `count`, one drawn from each of as many equal parts.
 
-    So every class is among them, whether rows lie sorted by class, as in folders, or classes come in turn, as in samples.
+    So every class is among them, whether they lie sorted by class, as in folders, or come in turn, as in samples.
     """
     few = min(most, count)
     ends = np.arange(few + 1) * count // few

@@ -39,7 +39,7 @@ from sfumato.data.ahead import ahead
 from sfumato.denoiser import Denoiser
 from sfumato.model import Model, ModelConfig, build_network, network_denoiser
 from sfumato.nn import checkpointing, dropout
-from sfumato.noise import DROP, EPS, NETWORK, SPANS, TIMES, philox
+from sfumato.noise import DROP, EPS, NETWORK, SPANS, TIMES, philox, training_noise
 from sfumato.options import call_with, unknown
 from sfumato.processes import Share, joined
 from sfumato.samplers.loop import grid_of
@@ -186,6 +186,12 @@ class Training:
         told = isinstance(label, Tensor) and self.config.conditions.classes
         return x_0, {"label": label.to(self.accelerator.device)} if told else {}  # type: ignore[union-attr]
 
+    def noise(self, rows: Batch) -> Tensor:
+        """eps of rows that `_noised` made, on the device."""
+        eps = rows["eps"]
+        assert isinstance(eps, Tensor)
+        return eps.to(self.accelerator.device, non_blocking=True)
+
     def model(self, length: float | None = None, **facts: Any) -> Model:
         """The model as it stands: the average of a tracked length, on its own copy of the network; all take part."""
         self.ema.copy_to(self.averaged, self.run.ema[0] if length is None else length)
@@ -263,10 +269,11 @@ def train(training: Training) -> Iterator[Step]:
     pinned = training.accelerator.device.type == "cuda"
 
     def batches_of(rows: data.Rows, seed: int) -> Iterator[Batch]:
-        return ahead(rows.batches(seed, run.batch, start=training.step, rank=rank, world=world), pinned)
+        return rows.batches(seed, run.batch, start=training.step, rank=rank, world=world)
 
     batches = batches_of(training.splits.train, run.seed)
-    others = training.source and batches_of(training.source.train, run.seed + OTHER_SEED)
+    batches = ahead(batches if training.source else _noised(training, batches, training.step + 1), pinned)
+    others = training.source and ahead(batches_of(training.source.train, run.seed + OTHER_SEED), pinned)
     while training.step < run.steps:
         rows, other = next(batches), next(others) if others else None
         k = training.step + 1
@@ -284,6 +291,14 @@ def train(training: Training) -> Iterator[Step]:
         yield Step(k, loss, rate, norm)
 
 
+def _noised(training: Training, batches: Iterator[Batch], first: int) -> Iterator[Batch]:
+    """This process's rows of step `first` and on, each with its own noise, so that N processes draw an Nth each."""
+    run, share = training.run, training.share
+    mine = range(share.rank, run.batch, share.world)
+    for k, rows in enumerate(batches, first):
+        yield {**rows, "eps": training_noise(run.seed, k, mine, training.config.shape)}
+
+
 def _one_step(training: Training, rows: Batch, other: Batch | None, k: int) -> tuple[float, float]:
     """Gradients of step k in the network; the global loss and the gradient's norm before clipping."""
     run, accelerator, share = training.run, training.accelerator, training.share
@@ -293,12 +308,10 @@ def _one_step(training: Training, rows: Batch, other: Batch | None, k: int) -> t
     p = None if training.history is None else times.importance_probabilities(training.history)
     t, weight = training.times(u, training.denoiser.schedule, p)
     t, span = _spans(training, t, k)
-    eps = torch.from_numpy(philox(run.seed, EPS, k).standard_normal((run.batch, *x_0.shape[1:]), dtype=np.float32))
+    eps = training.encode(other)[0] if other is not None else training.noise(rows)
     dropped = torch.from_numpy(philox(run.seed, DROP, k).random(run.batch) < run.drop_label)
     keys = dropout.draw_keys(training.bare, philox(run.seed, NETWORK, k), run.batch)
-    t, span, weight, eps, dropped, keys = (a[part].to(x_0.device) for a in (t, span, weight, eps, dropped, keys))
-    if other is not None:
-        eps = training.encode(other)[0]
+    t, span, weight, dropped, keys = (a[part].to(x_0.device) for a in (t, span, weight, dropped, keys))
     if run.loss.coupling != "independent":  # a pairing of the whole batch, whatever the number of processes
         every_x, every_eps = (joined(a, run.batch, share).to(a.device) for a in (x_0, eps))
         eps = every_eps[training.coupling(every_x, every_eps, bool(cond))[part].to(eps.device)]
