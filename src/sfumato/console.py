@@ -96,9 +96,9 @@ def name_first(args: Sequence[str], what: str, usage: str) -> tuple[str, list[st
 
 def value_of(args: Sequence[str], flag: str) -> str | None:
     """VALUE of `--flag VALUE` or `--flag=VALUE`, looked at before the other flags are."""
-    for word, following in zip(args, [*args[1:], ""], strict=True):
+    for i, word in enumerate(args):
         if word == flag or word.startswith(f"{flag}="):
-            return word.partition("=")[2] or following
+            return word.partition("=")[2] or next(iter(args[i + 1 :]), "")
     return None
 
 
