@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import hashlib
 import importlib.util
 import json
 import os
@@ -157,6 +158,9 @@ def _fresh(side: Side, task: str, runs: Path, facts: dict[str, Any]) -> Go:
 def run(measure: Measure, kept: dict[str, Any], runs: Path, save: Callable[[], None]) -> None:
     """All that is missing of a measure."""
     wanted = missing(measure, kept["rounds"])
+    if wanted:
+        today = datetime.date.today().isoformat()
+        kept["dates"] = sorted({*kept.get("dates", []), today})
     with ExitStack() as stack:
         sides: dict[str, Go] = {}
         for side in measure.sides:
@@ -182,16 +186,23 @@ def machine() -> dict[str, Any]:
     if (info := Path("/proc/cpuinfo")).exists():
         names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
         model = names[0] if names else model
-    done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    said = _git("describe", "--always", "--dirty")
+    if said.endswith("-dirty"):  # one such tree is not like another
+        said += f"-{hashlib.sha256(_git('diff', 'HEAD').encode()).hexdigest()[:8]}"
     versions = {name: metadata.version(name) for name in PRECIOUS if _there(name.replace("-", "_"))}
     return {
         "processor": model,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "python": platform.python_version(),
         **versions,
-        "sfumato": done.stdout.strip() or metadata.version("sfumato"),
+        "sfumato": said or metadata.version("sfumato"),
         "date": datetime.datetime.now().astimezone().isoformat(timespec="minutes"),
     }
+
+
+def _git(*words: str) -> str:
+    """What git says of this clone; nothing where there is none."""
+    return subprocess.run(["git", *words], capture_output=True, text=True, check=False).stdout.strip()
 
 
 def _there(module: str) -> bool:

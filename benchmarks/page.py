@@ -15,8 +15,9 @@ from typing import Any
 Rounds = Sequence[Mapping[str, Mapping[str, Any]]]
 
 PREAMBLE = (
-    "Every number was measured in one run on the machine that its part names: each side is a process of its own, and "
-    "all do the same task in turn, round by round. A cell is the median, then the least and the greatest round. "
+    "The numbers of a table were measured in one run on the machine that its part names: each side is a process of its "
+    "own, and all do the same task in turn, round by round; more than one date says that the run was stopped between "
+    "rounds and went on. A cell is the median, then the least and the greatest round. "
     "A ratio N says how the side above it compares with the side to its left; its range is that of single rounds. "
     "No test asserts a timing: other machines, and other days, have other numbers. "
 )
@@ -82,6 +83,7 @@ def page(document: Mapping[str, Any], stem: str = "bench") -> str:
             threads = sorted({facts["threads"] for facts in kept["facts"].values() if "threads" in facts})
             how = [f"{done} of {asked} rounds" if done < asked else f"{done} rounds" if done > 1 else "once"]
             how += [f"threads: {' or '.join(map(str, threads))}"] if threads else []
+            how += [", ".join(kept["dates"])] if kept.get("dates") else []
             lines += [f"### {name}", "", f"{'; '.join(how)}. {kept['about']['note']}".strip(), "", *table(kept), ""]
         lines += [f"![{part}]({stem}-{part}.png)", ""]
     return "\n".join(lines)

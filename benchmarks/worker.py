@@ -143,9 +143,11 @@ def draw(side: ModuleType, options: Options) -> Task:
 
     def go(number: int) -> Result:
         start = time.perf_counter()
-        images = side.drawn(options, Path(options["runs"]) / options.get("run", ""))
+        told = {**options, "seed": options["seed"] + number * options["n"]}
+        images = side.drawn(told, Path(options["runs"]) / options.get("run", ""))
         seconds = time.perf_counter() - start
-        return {"frechet": shared.frechet(images, options["reference"]), "seconds": seconds}
+        judged = options.get("features", "mnist"), options.get("data", "mnist")
+        return {"frechet": shared.frechet(images, options["reference"], *judged), "seconds": seconds}
 
     return go, {}
 
@@ -173,7 +175,7 @@ def slices(side: ModuleType, options: Options) -> Task:
         if number + 1 < options["slices"]:
             return {"seconds": seconds}
         whole = np.concatenate([np.load(folder / f"{k}.npy") for k in range(number + 1)])
-        return {"seconds": seconds, "frechet": shared.frechet(whole, options["reference"])}
+        return {"seconds": seconds, "frechet": shared.frechet(whole, options["reference"], "mnist", "mnist")}
 
     return go, {}
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -116,6 +118,26 @@ def test_the_table_names_what_there_is() -> None:
             for side in one.sides:
                 assert side.library == "command" or (ROOT / f"benchmarks/sides/{side.library}_side.py").exists()
                 assert json.loads(json.dumps(side.options)).keys() == side.options.keys()
+
+
+@pytest.mark.slow
+def test_sides_at_work(tmp_path: Path) -> None:
+    """The program itself, at sizes that mean nothing; sides whose library is not here are left out."""
+    pytest.importorskip("diffusers")
+    words = [sys.executable, "-m", "benchmarks.measure", "--tiny", "forward", "step"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "src")))}
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    document = json.loads((tmp_path / "reports" / "bench-tiny.json").read_text())["parts"]
+    for one in document["forward"]["measures"].values():
+        sides = one["rounds"][-1]
+        assert {"diffusers float32", "sfumato float32", "sfumato auto", "diffusers bfloat16"} <= sides.keys()
+        assert sides["diffusers float32"]["error"] == 0
+        assert sides["sfumato float32"]["error"] < 1e-5 < sides["diffusers bfloat16"]["error"] < 0.1
+    (step,) = document["step"]["measures"].values()
+    assert len({facts["parameters"] for facts in step["facts"].values()}) == 1
+    page = (tmp_path / "reports" / "bench-tiny.md").read_text()
+    assert page.count("| sfumato auto |") == 3
 
 
 def test_the_environment_is_made_anew_when_what_it_is_made_from_changes(tmp_path: Path) -> None:

@@ -14,6 +14,6 @@ from ..terms import Options
 
 def drawn(options: Options, folder: Path) -> np.ndarray:
     """Classes in turn, as samples have them."""
-    splits = shared.mnist()
+    splits = shared.pictures("mnist")
     ((images, _),) = real_pictures(splits.train, splits.info, options["n"])
     return images

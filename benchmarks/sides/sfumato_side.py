@@ -41,7 +41,7 @@ def recipe(options: Options, folder: Path, steps: int) -> Run:
     run = replace(RECIPES[options["recipe"]](), features="", steps=steps)
     if options["labels"]:
         return run
-    splits = shared.mnist()
+    splits = shared.pictures("mnist")
     parts = {"train_images": splits.train, "test_images": splits.held_out}
     arrays = {name: np.asarray(rows.take(np.arange(len(rows)))["x"])[:, 0] for name, rows in parts.items()}
     unguided = replace(run.sampling, guidance=1.0)

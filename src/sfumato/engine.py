@@ -41,7 +41,7 @@ class Engine:
 
 def _automatic(device: torch.device) -> Engine:
     if device.type == "cuda":
-        tiles = torch.cuda.is_bf16_supported()
+        tiles = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         tiles = bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
     return Engine(torch.bfloat16, False) if tiles else Engine(None, device.type == "cpu")

@@ -323,7 +323,7 @@ class Model:
                 f"sampler {sampler!r} adds noise, and this model is a bridge, at whose other end there is none; "
                 "take a deterministic one such as ddim or heun"
             )
-        cond = {name: value.to(x_T) for name, value in guide.cond(len(rows)).items()}
+        cond = {name: value.to(x_T.dtype) for name, value in guide.cond(len(rows)).items()}
         if labels is not None:
             cond["label"] = labels[rows].to(self.device)
         return samplers.trajectory(

@@ -33,9 +33,15 @@ class Share:
 ALONE = Share()
 
 
+def announced() -> Share:
+    """What accelerate or torchrun said of this process when they started it; ALONE if they did not."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    return ALONE if world < 2 else Share(int(os.environ["RANK"]), world)
+
+
 def launched() -> Share:
-    """The place of this process among those that accelerate or torchrun started; ALONE if they did not."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    """The same, once they are joined."""
+    if announced() == ALONE:
         return ALONE
     from accelerate import PartialState
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -53,6 +55,25 @@ def test_the_formula(inner: NetworkDenoiser) -> None:
         close(p, null.x0 + w * (given.x0 - null.x0), null.eps + w * (given.eps - null.eps))
         back = SCHEDULE.alpha(t)[:, None].float() * p.x0 + SCHEDULE.sigma(t)[:, None].float() * p.eps
         torch.testing.assert_close(back, x, rtol=1e-5, atol=1e-5)
+
+
+class Far(Tensor):
+    """A tensor on a GPU, as far as waiting for it goes: whoever asks for its values fails."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert getattr(func, "__name__", "") not in {"__bool__", "item", "tolist", "cpu", "numpy", "__float__"}, func
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+@torch.no_grad()
+def test_no_value_is_waited_for(inner: NetworkDenoiser) -> None:
+    """What is told lies on the processor: whether to ask twice, once, or for the unconditional is known there."""
+    x, t, label = (a.as_subclass(Far) for a in state())
+    with pytest.raises(AssertionError):
+        bool((t > 0).all())
+    for w in (2.5, 1.0, 0.3):
+        cfg(inner)(x, t, {"label": label, "guidance": torch.full((5,), w)})
 
 
 @torch.no_grad()

@@ -61,6 +61,9 @@ def test_what_cannot_be_reused_is_said() -> None:
         Reuse(net, 0)
     with pytest.raises(ValueError, match="MLP, allowed is a UNet"):
         Reuse(MLP(MLPConfig(), (3,)), 2)
+    net.compile()
+    with pytest.raises(ValueError, match="first level alone was not compiled; take precision"):
+        Reuse(net, 2)
 
 
 def test_samples_with_reuse_know_neither_their_batch_nor_the_walk_before() -> None:

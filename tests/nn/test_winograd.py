@@ -75,6 +75,29 @@ def test_the_compiled_maps_are_the_matrices(rows: int, height: int, width: int, 
         assert off(found, truth) < 1e-6
 
 
+def test_weights_may_lie_in_any_order() -> None:
+    """As after net.to(memory_format=torch.channels_last): kept weights, those of a training, and repeated places."""
+    needed()
+    torch.manual_seed(0)
+    conv = Conv3x3(32, 48)
+    use(conv, True)
+    x = torch.randn(2, 32, 9, 6)
+    before = conv(x).detach()
+    conv.to(memory_format=torch.channels_last)
+    assert not conv.weight.is_contiguous()
+    assert off(conv(x), before) < 1e-6
+    conv.requires_grad_(False)
+    with torch.no_grad():
+        assert off(conv(x), before) < 1e-6
+        assert (
+            off(
+                conv.doubled(x),
+                F.conv2d(x.repeat_interleave(2, 2).repeat_interleave(2, 3), conv.weight, conv.bias, padding=1),
+            )
+            < 5e-6
+        )
+
+
 @pytest.mark.parametrize(("dtype", "c", "k", "most"), [(torch.float64, 3, 2, 1e-13), (torch.float32, 32, 48, 5e-6)])
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (14, 14), (7, 5), (1, 3)])
 @pytest.mark.parametrize("chunk", [1, 2**21])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sfumato import engine
-from sfumato.nn import Conditions, DiT, DiTConfig
+from sfumato.nn import Conditions, DiT, DiTConfig, UNetConfig
 from sfumato.tasks import cost
 from sfumato.tasks.cost import FLOAT, Cost, Machine, count, memory, of_config, seconds, table
 
@@ -90,7 +90,7 @@ def test_a_published_network() -> None:
 
 
 SMALL = Cost(parameters=10**6, forward=10**9, step=3 * 10**9, activations=10**5)
-SLOW = Machine(rate=1e12, memory=1e9, inside=4e9, network=1e9, gpus=4)
+SLOW = Machine(rate=1e12, memory=1e9, reading=8e8, inside=4e9, network=1e9, gpus=4)
 
 
 def test_sharded_memory_falls_towards_the_averaged_copy() -> None:
@@ -101,15 +101,17 @@ def test_sharded_memory_falls_towards_the_averaged_copy() -> None:
 
 
 def test_time_is_computing_and_what_does_not_hide_behind_it() -> None:
-    def step(batch: int, gpus: int, **options: bool) -> float:
-        return seconds(SMALL, batch, SLOW, gpus, efficiency=0.5, **options)
+    def step(gpus: int, parameters: int = 10**6, sharded: bool = False) -> float:
+        cost = replace(SMALL, parameters=parameters)
+        return seconds(cost, 1000, SLOW, gpus, averages=0, efficiency=0.5, sharded=sharded)
 
-    assert step(1000, 1) == pytest.approx(6.0)  # 3e12 operations at 5e11 a second
-    assert step(1000, 4) == pytest.approx(1.5)  # 1.5 ms of sending hide
-    busy = seconds(replace(SMALL, parameters=10**9), 1000, SLOW, 4, efficiency=0.5)
-    assert busy == pytest.approx(1.5 / 3 + 2 * 3 / 4 * 4e9 / 4e9)
-    sharded = seconds(replace(SMALL, parameters=10**9), 1000, SLOW, 4, efficiency=0.5, sharded=True)
-    assert sharded == pytest.approx(1.5 / 3 + 3 * 3 / 4 * 4e9 / 4e9)
+    weights = 10 * 4e6 / 8e8  # ten passes over 1e6 numbers
+    assert step(1) == pytest.approx(6.0 + weights)  # 3e12 operations at 5e11 a second
+    assert step(4) == pytest.approx(1.5 + weights)  # 1.5 ms of sending hide
+    assert step(4, 10**9) == pytest.approx(1.5 / 3 + 2 * 3 / 4 * 4e9 / 4e9 + 1000 * weights)
+    assert step(4, 10**9, sharded=True) == pytest.approx(1.5 / 3 + 3 * 3 / 4 * 4e9 / 4e9 + 250 * weights)
+    tracked = seconds(SMALL, 1000, SLOW, 1, averages=2, efficiency=0.5)
+    assert tracked - step(1) == pytest.approx(6 * 4e6 / 8e8)
     assert [SLOW.bandwidth(n) for n in (1, 4, 5, 64)] == [4e9, 4e9, 1e9, 1e9]
 
 
@@ -121,3 +123,14 @@ def test_the_table_leaves_out_what_cannot_be_dealt(monkeypatch: pytest.MonkeyPat
     assert lines[0][2].endswith(", too much")  # 2 GB are kept for the backward pass
     assert not lines[1][2].endswith(", too much")
     assert lines[0][3:] == ("2e+05 ms", "100", "2e+02 h")
+    halves = table(SMALL, 20_000, 3600, gpus=(4,), efficiency=0.6, sharded=True)
+    assert float(halves[0][3].split()[0]) == pytest.approx(float(lines[1][3].split()[0]) / 2, rel=0.01)
+    assert float(halves[0][2].split()[0]) < float(lines[1][2].split()[0])
+
+
+def test_checkpointing_keeps_less_and_computes_more() -> None:
+    config = random_model(tiny(network=UNetConfig(channels=8, multipliers=(1, 2), blocks=2, groups=4))).config
+    plain, again = of_config(config), of_config(config, gradient_checkpointing=True)
+    assert again.parameters == plain.parameters
+    assert again.activations < 0.6 * plain.activations
+    assert plain.step + plain.forward / 3 < again.step <= plain.step + plain.forward

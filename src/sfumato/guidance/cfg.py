@@ -5,7 +5,8 @@
 w = 1 is the plain conditional model, w = 0 the unconditional one; the paper's own scale is w_seed = w - 1.  The scale
 is cond["guidance"], (B,), one value a row, and acts in the interval low < t <= high, cond["low"] and cond["high"] [2];
 outside of it w is 1.  Where every row has w = 1, only the conditional is asked, and of (1) where every row has w = 0
-only the unconditional.  Variances are those of the conditional, and at w = 0 of the unconditional.
+only the unconditional.  Variances are those of the conditional, and at w = 0 of the unconditional.  What is told lies
+on the processor, so that no GPU is waited for to know who is to be asked, but at an interval, where t must be known.
 
 What is done with the two answers is a `Mix`, so that `rescale` and `apg` differ from (1) in that alone.
 
@@ -40,8 +41,10 @@ def scale(query: Query) -> Tensor | None:
         return None
     t = query.t.float()  # compared in float32, so that 0.7 is 0.7 whoever says it
     low, high = (cond[name].to(t) if name in cond else NEUTRAL[name] for name in ("low", "high"))
+    if bool((cond["guidance"] == 1).all()):
+        return None
     w = torch.where((low < t) & (t <= high), cond["guidance"].to(t.device), 1.0)
-    return None if bool((w == 1).all()) else w
+    return None if ("low" in cond or "high" in cond) and bool((w == 1).all()) else w
 
 
 def unsteered(inner: Denoiser) -> None:
@@ -92,7 +95,8 @@ def halves(inner: Denoiser, mix: Mix) -> Guided:
             )
         null = {name: inner.null_cond[name].to(value).expand_as(value) for name, value in told.items()}
         other = replace(given, cond={**cond, **null})
-        return [other] if mix is lerp and bool((w == 0).all()) else [given, other]
+        none = mix is lerp and bool(((query.cond or {})["guidance"] == 0).all()) and bool((w == 0).all())
+        return [other] if none else [given, other]
 
     def combine(query: Query, predictions: Sequence[Prediction]) -> Prediction:
         return predictions[0] if len(predictions) == 1 else mixed(mix, query, *predictions)

@@ -51,8 +51,10 @@ def _processor() -> str:
 def _built(source: Path) -> ctypes.CDLL | str:
     """The library of a C file, or why there is none."""
     cc = compiler()
-    if platform.system() != "Linux" or cc is None:
-        return f"no C compiler on {platform.system()}; install gcc"
+    if platform.system() != "Linux":
+        return f"they are compiled on Linux alone, and this is {platform.system()}"
+    if cc is None:
+        return "no C compiler; install gcc"
     text = source.read_text()
     key = hashlib.sha256("\n".join([text, *FLAGS, cc, _processor()]).encode()).hexdigest()[:16]
     try:

@@ -32,6 +32,11 @@ class Reuse(nn.Module):
             raise ValueError(
                 f"reuse {every} came, allowed is 1 or more: every so many calls the whole network is asked"
             )
+        if isinstance(net, UNet) and net._compiled_call_impl is not None:
+            raise ValueError(
+                f"reuse {every} came for a compiled network, whose first level alone was not compiled; take precision "
+                "auto, or reuse 1"
+            )
         if not isinstance(net, UNet):
             raise ValueError(f"reuse {every} came for a network of kind {type(net).__name__}, allowed is a UNet")
         self.net, self.every, self.calls = net, every, 0

@@ -361,4 +361,4 @@ def _by_matrices(weight: Tensor) -> Tensor:
 def _by_compiled(weight: Tensor) -> Tensor:
     maps = compiled()
     assert maps is not None
-    return maps.weigh(weight, False).clone()
+    return maps.weigh(weight.contiguous(), False).clone()

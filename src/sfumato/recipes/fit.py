@@ -20,7 +20,7 @@ import numpy as np
 
 from sfumato.checkpoints import native
 from sfumato.model import Model
-from sfumato.processes import one_line
+from sfumato.processes import announced, one_line
 from sfumato.recipes.card import card
 from sfumato.recipes.curve import check_features, learning_curve
 from sfumato.tasks import cost, evaluate, film, generate, write
@@ -37,9 +37,8 @@ def fit(run: Run, out: Path, init: Model | None, command: str, say: Say, report:
     """Train, or go on with a training, to its last step; OUT/model is then the model."""
     if run.features:
         feature_network(run.features)  # what the learning curve will need is a mistake now, not at the end
-    training = Training(run, out, init, say)
-    with one_line(training.share, lambda: state.goes_on(training.out)):
-        return _fit(training, command, say, report)
+    with one_line(announced(), lambda: state.goes_on(out)):
+        return _fit(Training(run, out, init, say), command, say, report)
 
 
 def _fit(training: Training, command: str, say: Say, report: Report) -> Training:
@@ -195,7 +194,7 @@ def plan(run: Run, init: Model | None) -> tuple[list[tuple[str, str]], list[tupl
     with tempfile.TemporaryDirectory() as folder:
         short = replace(run, steps=measured)
         training = Training(short, folder, init, say=lambda text: None, resume=False)
-        counted = cost.of_config(training.config)
+        counted = cost.of_config(training.config, run.gradient_checkpointing)
         steps = train(training)
         next(steps)
         times = []

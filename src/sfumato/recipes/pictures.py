@@ -32,7 +32,7 @@ def mnist() -> Run:
         network=UNetConfig(channels=48, patch=2, multipliers=(1, 2), blocks=1),
         loss=Loss(weighting="v", times="stratified"),
         optimiser=Optimiser(learning_rate=1.5e-3, warmup=200),
-        sampling=Sampling(sampler="dpmpp-2m", steps=5, guidance=1.5),
+        sampling=Sampling(sampler="unipc-3", steps=5, guidance=1.25),
         steps=5200,
         batch=64,
         features="mnist",

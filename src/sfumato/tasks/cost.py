@@ -14,13 +14,15 @@ sees b rows at a time, of N processes, and tracks m averages of the weights, nee
 
 where the copy, 1, is the averaged network that is sampled and measured.  A step on a global batch B takes
 
-    T = C + max(0, R - 2 C/3),   C = S B/(N e f),   R = n (N - 1)/N 4 P/w                                  (2)
+    T = C + max(0, R - 2 C/3) + D,   C = S B/(N e f),   R = n (N - 1)/N 4 P/w,   D = (10 + 3 m) 4 P/r      (2)
 
-with f operations a second of one GPU, of which a share e is reached, and w bytes a second that each sends round the
-ring: n = 2 passes for the gradients' sum, n = 3 where weights are gathered twice and gradients scattered once.  What is
-sent hides behind the backward pass, two thirds of C, as far as it can.  Rates are the makers', and e is a guess.  What
-is left out, launching each operation and the first answer of a network, is nothing beside a large network's step and
-more than all of a small one's.
+with f operations a second of one GPU, of which a share e is reached, w bytes a second that each sends round the ring,
+and r bytes a second of its memory.  n = 2 passes for the gradients' sum, n = 3 where weights are gathered twice and
+gradients scattered once.  What is sent hides behind the backward pass, two thirds of C, as far as it can.  D is the
+step of the weights, as `train.adamw` makes it on a GPU: the norm of the gradients reads them, clipping reads and writes
+them, AdamW reads four arrays and writes three, each average reads two and writes one; fully sharded it is an Nth.
+Rates are the makers', and e is a guess.  What is left out, launching each operation and the first answer of a network,
+is nothing beside a large network's step and more than all of a small one's.
 
 P. Patarasuk, X. Yuan, "Bandwidth optimal all-reduce algorithms for clusters of workstations" (2009) for the ring;
 S. Rajbhandari et al., "ZeRO", arXiv:1910.02054 for what is sharded; S. Li et al., "PyTorch Distributed",
@@ -31,6 +33,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +42,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.flop_counter import FlopCounterMode
 
 from sfumato.model import ModelConfig, build_network
+from sfumato.nn import checkpointing
 
 FLOAT = 4  # bytes
 EFFICIENCY = 0.3  # e of (2) unless measured
@@ -58,12 +62,13 @@ class Cost:
 class Machine:
     """Machines of `gpus` GPUs each.
 
-    rate: operations a second of a GPU in bfloat16.  memory: bytes of one.  inside, network: bytes a second that a GPU
-    sends to others of its machine, and that a machine sends to others.
+    rate: operations a second of a GPU in bfloat16.  memory: bytes of one.  reading: bytes a second from and to it.
+    inside, network: bytes a second that a GPU sends to others of its machine, and that a machine sends to others.
     """
 
     rate: float
     memory: float
+    reading: float
     inside: float
     network: float
     gpus: int = 8
@@ -75,8 +80,8 @@ class Machine:
 
 # from the data sheets of DGX A100 (eight links of 200 Gb/s to other machines) and DGX H100 (400 Gb/s)
 MACHINES = {
-    "A100": Machine(rate=312e12, memory=80e9, inside=300e9, network=200e9),
-    "H100": Machine(rate=989e12, memory=80e9, inside=450e9, network=400e9),
+    "A100": Machine(rate=312e12, memory=80e9, reading=2.039e12, inside=300e9, network=200e9),
+    "H100": Machine(rate=989e12, memory=80e9, reading=3.35e12, inside=450e9, network=400e9),
 }
 
 
@@ -95,9 +100,19 @@ def count(net: nn.Module, *inputs: Tensor) -> Cost:
             kept[_place(x)] = x
         return x
 
+    def given(module: nn.Module, args: tuple[Any, ...], told: dict[str, Any]) -> None:
+        for x in (*args, *told.values()):
+            if isinstance(x, Tensor):
+                keep(x)
+
+    # what a block is computed again from is kept without being saved
+    again = [module for module in net.modules() if getattr(module, "again", False)]
+    looks = [module.register_forward_pre_hook(given, with_kwargs=True) for module in again]
     net.train()
     with FlopCounterMode(display=False) as forwards, saved_tensors_hooks(keep, lambda x: x):
         y = net(*inputs)
+    for look in looks:
+        look.remove()
     with FlopCounterMode(display=False) as backwards:
         y.sum().backward()
     forward = forwards.get_total_flops() // rows
@@ -109,10 +124,12 @@ def count(net: nn.Module, *inputs: Tensor) -> Cost:
     )
 
 
-def of_config(config: ModelConfig) -> Cost:
-    """The cost of the network of a model's config."""
+def of_config(config: ModelConfig, gradient_checkpointing: bool = False) -> Cost:
+    """The cost of the network of a model's config; gradient_checkpointing: with its blocks computed again backwards."""
     with torch.device("meta"):
-        return count(build_network(config), torch.empty(1, *config.shape), torch.empty(1))
+        net = build_network(config)
+        checkpointing.use(net, gradient_checkpointing)
+        return count(net, torch.empty(1, *config.shape), torch.empty(1))
 
 
 def memory(cost: Cost, rows: int, *, processes: int = 1, averages: int = 2, sharded: bool = False) -> float:
@@ -126,22 +143,38 @@ def memory(cost: Cost, rows: int, *, processes: int = 1, averages: int = 2, shar
 
 
 def seconds(
-    cost: Cost, batch: int, machine: Machine, gpus: int, *, efficiency: float = EFFICIENCY, sharded: bool = False
+    cost: Cost,
+    batch: int,
+    machine: Machine,
+    gpus: int,
+    *,
+    averages: int = 2,
+    efficiency: float = EFFICIENCY,
+    sharded: bool = False,
 ) -> float:
     """(2), the time of a step."""
     computing = cost.step * batch / (gpus * efficiency * machine.rate)
     passes = 3 if sharded else 2
     sending = passes * (gpus - 1) / gpus * FLOAT * cost.parameters / machine.bandwidth(gpus)
-    return computing + max(0.0, sending - 2 / 3 * computing)
+    stepping = (10 + 3 * averages) * FLOAT * cost.parameters / machine.reading / (gpus if sharded else 1)
+    return computing + max(0.0, sending - 2 / 3 * computing) + stepping
 
 
 HEADS = ("GPUs", "rows each", "memory each", "step", "rows/s", "whole training")
 
 
 def table(
-    cost: Cost, batch: int, steps: int, *, averages: int = 2, parts: int = 1, gpus: Sequence[int] = (1, 8, 64)
+    cost: Cost,
+    batch: int,
+    steps: int,
+    *,
+    averages: int = 2,
+    parts: int = 1,
+    gpus: Sequence[int] = (1, 8, 64),
+    efficiency: float = EFFICIENCY,
+    sharded: bool = False,
 ) -> list[tuple[str, ...]]:
-    """A line for every kind of machine and every number of GPUs that the batch can be dealt to, data parallel.
+    """A line for every kind of machine and every number of GPUs that the batch can be dealt to.
 
     parts: in which each process takes its rows of a step, one after the other.
     """
@@ -150,8 +183,9 @@ def table(
         for n in gpus:
             if batch % (n * parts):
                 continue
-            rows, step = batch // (n * parts), seconds(cost, batch, machine, n)
-            needed = memory(cost, rows, processes=n, averages=averages)
+            rows = batch // (n * parts)
+            step = seconds(cost, batch, machine, n, averages=averages, efficiency=efficiency, sharded=sharded)
+            needed = memory(cost, rows, processes=n, averages=averages, sharded=sharded)
             fits = "" if needed <= machine.memory else ", too much"
             hours = steps * step / 3600
             lines.append(

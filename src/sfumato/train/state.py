@@ -20,7 +20,17 @@ from torch import Tensor
 from sfumato.checkpoints import native
 
 KEPT = 2
-MAY_CHANGE = {"steps", "log_every", "save_every", "evaluate_every", "sample_every", "snapshots", "sampling", "features"}
+MAY_CHANGE = {
+    "steps",
+    "log_every",
+    "save_every",
+    "evaluate_every",
+    "sample_every",
+    "snapshots",
+    "sampling",
+    "features",
+    "gradient_checkpointing",  # the gradients are the same
+}
 
 
 class Documented(Protocol):
