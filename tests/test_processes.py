@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+from pathlib import Path
+
 import pytest
 import torch
 
-from sfumato.processes import ALONE, Share, joined, launched, one_line
+from sfumato.processes import ALONE, Share, announced, joined, launched, one_line
+
+from .tiny import tiny
 
 GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:11447. GLHF!"
 LATE = "[/pytorch/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 1800000ms for recv"
@@ -55,6 +60,21 @@ def test_the_loss_of_a_process_is_one_line(error: RuntimeError, reason: str) -> 
         raise error
     assert "\n" not in str(told.value)
     assert told.value.__suppress_context__
+
+
+def test_a_process_lost_before_the_first_step_is_one_line_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """While the data are read and the network is dealt, the launcher's word is all that is known."""
+
+    def lost(*given: object) -> None:
+        raise RuntimeError(GLOO)
+
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", "2")
+    fitting = importlib.import_module("sfumato.recipes.fit")  # the module; the package has a function of its name
+    monkeypatch.setattr(fitting, "Training", lost)
+    with pytest.raises(ValueError, match="another of the 4 processes has ended, so process 2 stops; no step was saved"):
+        fitting.fit(tiny(), tmp_path, None, "the command", print, lambda step, loss, rate: None)
+    assert announced() == Share(2, 4)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 from sfumato.experiments import sweep
 from sfumato.experiments.report import Request, write
-from sfumato.experiments.sweep import COLUMNS, OWN, Judge, Size, networks, planned, see
+from sfumato.experiments.sweep import COLUMNS, OWN, Contest, Judge, Size, networks, planned, see
 from sfumato.nn import UNetConfig
 from sfumato.train import Run
 
@@ -24,7 +24,7 @@ WIDE = UNetConfig(channels=16, multipliers=(1,), blocks=1, groups=4)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep, "RECIPES", {"small": tiny})
     monkeypatch.setattr(sweep, "CANDIDATES", {"small": {"wide": WIDE}})
-    monkeypatch.setattr(sweep, "QUICK", Size({"small": 0.3}, 10))
+    monkeypatch.setattr(sweep, "QUICK", Size((Contest("small", 0.3), Contest("small", 0.5, (OWN,))), 10))
     monkeypatch.setattr(sweep, "feature_network", lambda name: STUB)
 
 
@@ -46,7 +46,11 @@ def test_every_candidate_is_trained_scored_and_told(tmp_path: Path) -> None:
     report = sweep.run(request)
     write(request, report, 1.0)
     rows = read_rows(tmp_path / "sweep" / "sweep.csv")
-    assert [row["network"] for row in rows] == [OWN, "wide"]
+    assert [(row["contest"], row["network"]) for row in rows] == [
+        ("small, 0.3 s", OWN),
+        ("small, 0.3 s", "wide"),
+        ("small, 0.5 s", OWN),
+    ]
     for row in rows:
         assert float(row["frechet"]) > 0
         assert float(row["rows_per_second"]) == pytest.approx(

@@ -8,7 +8,8 @@ its reasons,
 
 Quality is the Frechet distance of n samples, drawn as the recipe says, and the loss on held-out rows, which is the
 same function for all.  A network that is larger learns more from a row and sees fewer rows; where the two meet depends
-on the time, so a candidate that wins here wins for runs of about this length.
+on the time, so a candidate that wins here wins for runs of about this length.  Short trainings of all candidates are
+the first contest; a long one, as long as the recipe's own, is between its network and one that learns faster at first.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from sfumato.metrics.features import FeatureNetwork
 
 COLUMNS = (
-    "recipe",
+    "contest",
     "network",
     "parameters",
     "rows_per_second",
@@ -50,7 +51,9 @@ COLUMNS = (
     "held_out_loss",
     "frechet",
 )
-TRIAL = 8  # steps by which it is found how many fit
+WARM = 3  # steps before it is found how many fit
+TRIAL = 8  # steps by which it is found, and more as long as they take less than
+SHARE = 0.03  # of the whole time
 OWN = "the recipe's"
 
 # recipe -> name -> network; the recipe's own is added to them
@@ -74,19 +77,38 @@ CANDIDATES: dict[str, dict[str, UNetConfig]] = {
     },
 }
 
-Found = Mapping[tuple[str, str], Mapping[str, float]]  # (recipe, network) -> numbers
+
+@dataclass(frozen=True)
+class Contest:
+    """Networks of a recipe after so many seconds of training each; all of them, or those that are named."""
+
+    recipe: str
+    seconds: float
+    only: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        return f"{self.recipe}, {self.seconds:g} s"
+
+    @property
+    def networks(self) -> dict[str, UNetConfig]:
+        every = networks(self.recipe)
+        return {name: every[name] for name in self.only or every}
+
+
+Found = Mapping[tuple[str, str], Mapping[str, float]]  # (title of a contest, network) -> numbers
 
 
 @dataclass(frozen=True)
 class Size:
-    """Seconds of training for each recipe's candidates, and n samples."""
+    """The contests, and n samples."""
 
-    seconds: Mapping[str, float]
+    contests: tuple[Contest, ...]
     n: int
 
 
-QUICK = Size({"mnist": 20.0}, 200)
-FULL = Size({"mnist": 120.0, "cifar10": 420.0}, 1000)
+QUICK = Size((Contest("mnist", 20.0),), 200)
+FULL = Size((Contest("mnist", 120.0), Contest("mnist", 900.0, (OWN, "narrower: 32")), Contest("cifar10", 420.0)), 1000)
 
 
 @dataclass(frozen=True)
@@ -106,30 +128,40 @@ def networks(recipe: str) -> dict[str, UNetConfig]:
 
 def run(request: Request) -> Report:
     size = QUICK if request.quick else FULL
-    judges = {recipe: judge(request, recipe, size.n) for recipe in size.seconds}
+    by = {recipe: judge(request, recipe, size.n) for recipe in dict.fromkeys(one.recipe for one in size.contests)}
     found = {
-        (recipe, name): measured(request, recipe, name, size, judges[recipe])
-        for recipe in size.seconds
-        for name in networks(recipe)
+        (contest.title, name): measured(request, contest, name, size.n, by[contest.recipe])
+        for contest in size.contests
+        for name in contest.networks
     }
     return Report(
         title="Which network, by quality after equal time",
         shown=(__doc__ or "").partition("\n\n")[2],
-        see="\n\n".join(see(found, recipe, judges[recipe]) for recipe in size.seconds),
+        see="\n\n".join(see(found, contest.title, by[contest.recipe]) for contest in size.contests),
         basis=[
             *(
-                f"`{recipe}`: {seconds:g} s each; {judges[recipe].network.title} against the "
-                f"{judges[recipe].against.name}, {how_many(size.n)}; real pictures {judges[recipe].floor[0]:.3g} ± "
-                f"{judges[recipe].floor[1]:.2g}"
-                for recipe, seconds in size.seconds.items()
+                f"`{recipe}`: {one.network.title} against the {one.against.name}, {how_many(size.n)}; real pictures "
+                f"{one.floor[0]:.3g} ± {one.floor[1]:.2g}"
+                for recipe, one in by.items()
             ),
-            f"{torch.get_num_threads()} threads; the seconds are of training alone",
+            f"{torch.get_num_threads()} threads; the seconds are of training alone, and how many steps fit is found by "
+            "a few steps before",
         ],
-        heads=("recipe", "network", "parameters", "rows/s", "GFLOP/s", "steps", "held-out loss", "Frechet distance"),
-        numbers=[_cells(recipe, name, one) for (recipe, name), one in found.items()],
+        heads=(
+            "contest",
+            "network",
+            "parameters",
+            "rows/s",
+            "GFLOP/s",
+            "steps",
+            "seconds",
+            "held-out loss",
+            "Frechet distance",
+        ),
+        numbers=[_cells(title, name, one) for (title, name), one in found.items()],
         columns=COLUMNS,
-        rows=[[recipe, name, *(one[key] for key in COLUMNS[2:])] for (recipe, name), one in found.items()],
-        figure=_draw(found, judges),
+        rows=[[title, name, *(one[key] for key in COLUMNS[2:])] for (title, name), one in found.items()],
+        figure=_draw(found, {contest.title: by[contest.recipe] for contest in size.contests}),
         facts={
             recipe: {
                 "features": one.network.name,
@@ -140,7 +172,7 @@ def run(request: Request) -> Report:
                 "sampling": asdict(RECIPES[recipe]().sampling),
                 "ema": RECIPES[recipe]().ema[0],
             }
-            for recipe, one in judges.items()
+            for recipe, one in by.items()
         },
     )
 
@@ -168,17 +200,18 @@ def fitting(plan: Run, seconds: float) -> int:
     """How many steps of a plan fit into so many seconds."""
     with tempfile.TemporaryDirectory() as folder:
         steps = train(Training(plan, Path(folder), say=lambda text: None, resume=False))
-        next(steps)
-        begun = time.perf_counter()
-        for _ in range(TRIAL):
+        for _ in range(WARM):
             next(steps)
-        each = (time.perf_counter() - begun) / TRIAL
-    return max(1, round(seconds / each))
+        begun, made, spent = time.perf_counter(), 0, 0.0
+        while made < TRIAL or spent < SHARE * seconds:
+            next(steps)
+            made, spent = made + 1, time.perf_counter() - begun
+    return max(1, round(seconds * made / spent))
 
 
-def measured(request: Request, recipe: str, name: str, size: Size, by: Judge) -> dict[str, float]:
+def measured(request: Request, contest: Contest, name: str, n: int, by: Judge) -> dict[str, float]:
     """COLUMNS from "parameters" on, of a candidate."""
-    network, seconds = networks(recipe)[name], size.seconds[recipe]
+    recipe, network, seconds = contest.recipe, networks(contest.recipe)[name], contest.seconds
 
     def work() -> dict[str, torch.Tensor]:
         steps = fitting(planned(recipe, network, 10**6, request.seed), seconds)
@@ -191,29 +224,29 @@ def measured(request: Request, recipe: str, name: str, size: Size, by: Judge) ->
             spent = time.perf_counter() - begun
             loss, model = held_out_loss(training), training.model()
         counted = cost.of_config(model.config)
-        samples = generate(model, size.n, seed=request.seed)
+        samples = generate(model, n, seed=request.seed)
         labels = by.network.own_labels(samples.labels, model.config.label_names)
         distance = score(samples.images(), by.against, by.network, labels)["frechet"]
         rate = steps * plan.batch / spent
         values = [counted.parameters, rate, rate * counted.step / 1e9, steps, spent, loss, distance]
         return {"values": torch.tensor(values, dtype=torch.float64)}
 
-    key = {"network": repr(network), "seconds": seconds, "n": size.n, "features": by.network.name}
-    slug = "".join(c if c.isalnum() else "-" for c in f"{recipe}-{name}")
+    key = {"network": repr(network), "seconds": seconds, "n": n, "features": by.network.name}
+    slug = "".join(c if c.isalnum() else "-" for c in f"{recipe}-{seconds:g}-{name}")
     values = remembered(request, {"recipe": recipe, **key}, slug, work)["values"]
     one = dict(zip(COLUMNS[2:], values.tolist(), strict=True))
     request.say(
-        f"{recipe}, {name}: {one['steps']:.0f} steps in {one['seconds']:.0f} s, {one['gflops']:.0f} GFLOP/s, "
+        f"{contest.title}, {name}: {one['steps']:.0f} steps in {one['seconds']:.0f} s, {one['gflops']:.0f} GFLOP/s, "
         f"{by.network.title} {one['frechet']:.3g}"
     )
     return one
 
 
-def see(found: Found, recipe: str, by: Judge) -> str:
-    """What the numbers say of a recipe."""
-    here = {name: one for (told, name), one in found.items() if told == recipe}
+def see(found: Found, contest: str, by: Judge) -> str:
+    """What the numbers say of a contest."""
+    here = {name: one for (told, name), one in found.items() if told == contest}
     best, own = min(here, key=lambda name: here[name]["frechet"]), here[OWN]
-    lines = [f"**{recipe}.** Real pictures have {by.network.title} {by.floor[0]:.3g} at this n."]
+    lines = [f"**{contest}.** Real pictures have {by.network.title} {by.floor[0]:.3g} at this n."]
     near = 2 * by.floor[1]
     if best == OWN or own["frechet"] - here[best]["frechet"] <= near:
         lines.append(
@@ -235,22 +268,23 @@ def see(found: Found, recipe: str, by: Judge) -> str:
     return " ".join(lines)
 
 
-def _cells(recipe: str, name: str, one: Mapping[str, float]) -> list[str]:
+def _cells(contest: str, name: str, one: Mapping[str, float]) -> list[str]:
     counts = [
         f"{one['parameters']:,.0f}",
         f"{one['rows_per_second']:.0f}",
         f"{one['gflops']:.0f}",
         f"{one['steps']:.0f}",
+        f"{one['seconds']:.0f}",
     ]
-    return [recipe, name, *counts, f"{one['held_out_loss']:.4f}", f"{one['frechet']:.3g}"]
+    return [contest, name, *counts, f"{one['held_out_loss']:.4f}", f"{one['frechet']:.3g}"]
 
 
 def _draw(found: Found, judges: Mapping[str, Judge]) -> Figure:
     drawn = figures.figure(6 * len(judges), 5)
     axes = drawn.subplots(1, len(judges), squeeze=False)[0]
-    for axis, (recipe, by) in zip(axes, judges.items(), strict=True):
+    for axis, (contest, by) in zip(axes, judges.items(), strict=True):
         for (told, name), one in found.items():
-            if told == recipe:
+            if told == contest:
                 axis.plot(one["rows_per_second"], one["frechet"], "s" if name == OWN else "o", ms=6)
                 axis.annotate(
                     name,
@@ -260,7 +294,7 @@ def _draw(found: Found, judges: Mapping[str, Judge]) -> Figure:
                     textcoords="offset points",
                 )
         axis.axhline(by.floor[0], color="grey", lw=1, label="real pictures")
-        axis.set(title=recipe, xscale="log", yscale="log", xlabel="rows a second", ylabel=by.network.title)
+        axis.set(title=contest, xscale="log", yscale="log", xlabel="rows a second", ylabel=by.network.title)
         axis.margins(x=0.3)  # room for the names
         axis.legend(fontsize=8)
     return drawn

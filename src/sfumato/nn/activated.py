@@ -81,6 +81,11 @@ def fits(h: Tensor) -> bool:
     return single and h.is_contiguous(memory_format=torch.channels_last) and _compiled() is not None
 
 
+def _is_whole(norm: nn.GroupNorm) -> bool:
+    """Whether its weights are here: those that FSDP shards by themselves are so within the norm's own call alone."""
+    return not hasattr(norm.weight, "full_tensor")
+
+
 def _dropping(keys: Tensor | None, p: float) -> tuple[int | None, int, int, float]:
     if keys is None:
         return None, 0, 0, 1.0
@@ -226,7 +231,7 @@ def activated(
     beside: further channels of h, as if they were concatenated.
     """
     alike = told.added is None or told.added.dtype == h.dtype
-    if not (fast and alike and fits(h) and (beside is None or fits(beside))):
+    if not (fast and alike and fits(h) and (beside is None or fits(beside)) and _is_whole(norm)):
         y = plain(h, norm, told, beside)
         return y if dropout is None else dropout(y)
     drops = dropout is not None and dropout.training and dropout.p > 0
@@ -240,4 +245,4 @@ def activated(
 
 def normed(h: Tensor, norm: nn.GroupNorm, fast: bool) -> Tensor:
     """The norm alone, h (B, C, *spatial)."""
-    return compiled(h, norm, NOTHING, None, 0.0, bare=True) if fast and fits(h) else norm(h)
+    return compiled(h, norm, NOTHING, None, 0.0, bare=True) if fast and fits(h) and _is_whole(norm) else norm(h)

@@ -109,7 +109,7 @@ class SampleArguments:
     reuse: int = 1
     """Ask the lower levels of a UNet at every so many calls alone: faster, and an approximation."""
     batch: int = 256
-    """Rows of one call; it changes no picture."""
+    """Rows of one call; pictures are the same, to float32's rounding."""
     out: Path = Path("samples.png")
     """FILE.png (a grid), FILE.npz (images N,H,W,C; labels; settings), or a folder; what is there is replaced."""
 

@@ -32,7 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfumato import data, gaussian, schedules, times
+from sfumato import data, engine, gaussian, schedules, times
 from sfumato.checkpoints import native
 from sfumato.classifier import Classifier, ClassifierConfig, build_classifier, shown
 from sfumato.data import Batch, Data, Rows
@@ -118,6 +118,7 @@ class ClassifierTraining:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         torch.manual_seed(run.seed)
         self.net = build_classifier(self.config).to(device)
+        engine.prepare(self.net, "auto")  # its operations alone: without autocast logits are float32 everywhere
         self.ema = EMA(self.net, (run.ema,))
         o = run.optimiser
         self.optimiser = torch.optim.AdamW(

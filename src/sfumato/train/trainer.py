@@ -339,7 +339,8 @@ def _one_step(training: Training, rows: Batch, other: Batch | None, k: int) -> t
         p.grad = accelerator.reduce(p.grad, reduction="mean")
     norm = torch.nn.utils.get_total_norm(p.grad for p in training.bare.parameters() if p.grad is not None)
     loss = accelerator.gather((weight.to(values) * values).mean()[None]).mean()
-    return loss.item(), float(sharded.whole(norm))
+    answer, length = torch.stack([loss, sharded.whole(norm).to(loss)]).tolist()  # one wait for a GPU
+    return answer, length
 
 
 def row_losses(
