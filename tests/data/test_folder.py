@@ -231,6 +231,64 @@ def test_decoded_on_demand_as_from_memory(tmp_path: Path, monkeypatch: pytest.Mo
         lazy.train.take([0])
 
 
+def test_decoded_once_into_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows of memory; nothing is decoded again until a file changes; what is torn is not taken."""
+    root, cache = tmp_path / "p", tmp_path / "cache"
+    rng = np.random.default_rng(0)
+    root.mkdir()
+    for i, name in enumerate(NAMES):
+        Image.fromarray(rng.integers(0, 256, (9, 12 + i % 3, 3), dtype=np.uint8)).save(root / name)
+    (root / "bad.png").write_bytes(b"no")
+    told = {"size": 8, "flip": True, "crop": "random", "skip_broken": True}
+    real, decoding = folder.decode, []
+    monkeypatch.setattr(folder, "decode", lambda *given: (decoding.append(given[0]), real(*given))[1])
+
+    def kept() -> Splits:
+        decoding.clear()
+        with pytest.warns(UserWarning, match=r"cannot use 1 file: bad\.png"):
+            return of(root, **told, cache=str(cache))
+
+    with pytest.warns(UserWarning, match=r"bad\.png"):
+        plain = of(root, **told)
+    for again in (False, True):
+        splits = kept()
+        assert len(decoding) == (0 if again else 21)
+        batches = zip(plain.train.batches(3, 25), splits.train.batches(3, 25), strict=False)
+        assert all(torch.equal(a["x"], b["x"]) for (a, b), _ in zip(batches, range(3), strict=False))
+        assert len(decoding) == (0 if again else 21)
+    (pixels,) = cache.glob("*.pixels")
+    assert sorted(path.suffix for path in cache.iterdir()) == [".json", ".pixels"]
+    pixels.write_bytes(pixels.read_bytes()[:-1])
+    assert torch.equal(kept().train.take([3])["x"], plain.train.take([3])["x"])
+    assert len(decoding) == 21
+    Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)).save(root / NAMES[3])
+    assert not torch.equal(kept().train.take([3])["x"], plain.train.take([3])["x"])
+    assert len(decoding) == 21
+    assert len(list(cache.glob("*.json"))) == 2
+
+
+def test_what_cannot_be_kept_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures(tmp_path / "p", NAMES)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        ValueError, match=r"cannot keep decoded pictures in .*file.*; give another --data\.cache or none"
+    ):
+        of(tmp_path / "p", cache=str(tmp_path / "file" / "within"))
+    with pytest.raises(ValueError, match="'digits' has no pictures to decode once, but cache 'x' came"):
+        load(Data("digits", cache="x"))
+    calls = iter(range(100))
+
+    def stopped(*given: object) -> np.ndarray:
+        if next(calls) > 5:
+            raise KeyboardInterrupt
+        return np.zeros((3, 6, 8), np.uint8)
+
+    monkeypatch.setattr(folder, "decode", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        of(tmp_path / "p", cache=str(tmp_path / "cache"))
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
 @pytest.mark.skipif(os.name == "nt", reason="symbolic links need rights on Windows")
 def test_linked_class_folders_count(tmp_path: Path) -> None:
     pictures(tmp_path / "far", ["a/0.png", "b/1.png"])

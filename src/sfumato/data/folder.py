@@ -17,13 +17,14 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from sfumato.data import decoded
+from sfumato.data.decoded import Complaints
 from sfumato.data.pictures import View, decode, in_threads
 from sfumato.data.rows import TableRows
 from sfumato.data.source import Data, Info, Splits
 
 CACHE_BYTES = 2**30  # decoded pictures are kept in memory when all of them fit in this
 METADATA = "metadata.jsonl"
-Complaints = list[tuple[str, str]]  # (file, what is wrong with it)
 
 
 def folder(data: Data) -> Splits:
@@ -34,7 +35,8 @@ def folder(data: Data) -> Splits:
         raise ValueError(f"{root}: no such folder; give the path of a folder of pictures")
     listed, metadata, complaints = listing(root)
     captions = caption_lines(root, listed, metadata, complaints)
-    names, shapes, cache = examine(root, listed, channels, data.size, complaints)
+    keep = None if data.cache is None else decoded.place(data.cache, root, listed, channels, data.size)
+    names, shapes, cache = examine(root, listed, channels, data.size, complaints, keep)
     settle(root, complaints, data.skip_broken)
     shape = common_shape(root, names, shapes, channels, data.size)
 
@@ -62,9 +64,44 @@ def listing(root: Path) -> tuple[list[str], list[str], Complaints]:
 
 
 def examine(
-    root: Path, listed: list[str], channels: int, size: int | None, complaints: Complaints
-) -> tuple[list[str], list[tuple[int, ...]], list[np.ndarray] | None]:
-    """Decodes every file once: names and shapes of the good ones, their pixels if all fit in memory."""
+    root: Path, listed: list[str], channels: int, size: int | None, complaints: Complaints, keep: Path | None = None
+) -> tuple[list[str], list[tuple[int, ...]], list[np.ndarray] | decoded.Decoded | None]:
+    """Decodes every file once: names and shapes of the good ones, their pixels if all fit in memory.
+
+    keep: or into these files (`decoded`), from which they are taken if they are there already.
+    """
+    if keep is not None:
+        if (found := decoded.read(keep)) is None:
+            with decoded.writing(keep, complaints) as write:
+                _each(root, listed, channels, size, complaints, write)
+            found = decoded.read(keep)
+            assert found is not None, keep
+        else:
+            complaints += found.complaints
+        return found.names, found.shapes, found
+    names: list[str] = []
+    shapes: list[tuple[int, ...]] = []
+    cache: list[np.ndarray] = []
+    total = 0
+
+    def remember(name: str, picture: np.ndarray) -> None:
+        nonlocal total
+        names.append(name)
+        shapes.append(picture.shape)
+        total += picture.nbytes
+        if total <= CACHE_BYTES:
+            cache.append(picture)
+        else:
+            cache.clear()
+
+    _each(root, listed, channels, size, complaints, remember)
+    return names, shapes, cache if total <= CACHE_BYTES else None
+
+
+def _each(
+    root: Path, listed: list[str], channels: int, size: int | None, complaints: Complaints, keep: decoded.Keep
+) -> None:
+    """Decodes every file, in threads, and gives the good ones to `keep` in their order."""
 
     def attempt(name: str) -> np.ndarray | str:
         try:
@@ -73,20 +110,11 @@ def examine(
         except (OSError, ValueError) as error:
             return str(error)
 
-    names, shapes, total = [], [], 0
-    cache: list[np.ndarray] | None = []
     for name, outcome in zip(listed, in_threads(attempt, listed), strict=True):
         if isinstance(outcome, str):
             complaints.append((name, outcome))
-            continue
-        names.append(name)
-        shapes.append(outcome.shape)
-        total += outcome.nbytes
-        if total > CACHE_BYTES:
-            cache = None
-        if cache is not None:
-            cache.append(outcome)
-    return names, shapes, cache
+        else:
+            keep(name, outcome)
 
 
 def settle(root: Path, complaints: Complaints, skip_broken: bool) -> None:
@@ -120,7 +148,7 @@ def common_shape(
 
 
 def reader(
-    root: Path, names: list[str], channels: int, size: int | None, cache: list[np.ndarray] | None
+    root: Path, names: list[str], channels: int, size: int | None, cache: list[np.ndarray] | decoded.Decoded | None
 ) -> Callable[[np.ndarray], list[np.ndarray]]:
     """Rows by number, from memory or decoded in threads."""
 

@@ -33,6 +33,8 @@ class Data:
     """Every so many rows, one is held out (index % N == N - 1), when the set has no test part of its own."""
     skip_broken: bool = False
     """Leave out files that are no usable pictures instead of stopping."""
+    cache: str | None = None
+    """A folder to keep a folder's decoded pictures in; else they are kept in memory up to 1 GiB, or decoded each time."""
 
     @property
     def edits_pictures(self) -> bool:
@@ -84,6 +86,10 @@ def check(data: Data) -> None:
         ways = ", ".join(map(repr, FROM_PATH))
         raise ValueError(
             f"data {data.name!r} reads no path, but path {data.path!r} came; set the name to one of {ways}"
+        )
+    if data.cache is not None and data.name != "folder":
+        raise ValueError(
+            f"data {data.name!r} has no pictures to decode once, but cache {data.cache!r} came; leave it out"
         )
     if data.held_out < 2:
         raise ValueError(f"held_out is {data.held_out}, allowed is 2 or more: 10 holds out every tenth row")
