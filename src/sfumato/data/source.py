@@ -34,7 +34,7 @@ class Data:
     skip_broken: bool = False
     """Leave out files that are no usable pictures instead of stopping."""
     cache: str | None = None
-    """A folder to keep a folder's decoded pictures in; else they are kept in memory up to 1 GiB, or decoded each time."""
+    """Where to keep a folder's decoded pictures; else memory holds up to 1 GiB, and more is decoded each time."""
 
     @property
     def edits_pictures(self) -> bool:
