@@ -45,16 +45,28 @@ def test_steps_do_not_overlap() -> None:
     assert not np.isin(noise.philox(3, noise.EPS, 1).random(1000), long).any()
 
 
-def test_rows_do_not_overlap_and_a_process_draws_its_own_alone() -> None:
-    """Row b of step k is the same whoever draws it; its numbers, 2^128 counters from the next row's, are no other's."""
-    whole = noise.training_noise(3, 7, range(6), (2, 5))
-    assert torch.equal(whole[1::2], noise.training_noise(3, 7, range(1, 6, 2), (2, 5)))
-    assert not torch.equal(whole, noise.training_noise(3, 8, range(6), (2, 5)))
+@pytest.mark.parametrize("shape", [(2, 5), (noise.FEW,), (3, 9, 8)])
+def test_a_process_draws_the_rows_that_one_process_would(shape: tuple[int, ...]) -> None:
+    whole = noise.training_noise(3, 7, 6, range(6), shape)
+    assert torch.equal(whole[1::2], noise.training_noise(3, 7, 6, range(1, 6, 2), shape))
+    assert torch.equal(whole[5:], noise.training_noise(3, 7, 6, range(5, 6, 9), shape))
+    assert not torch.equal(whole, noise.training_noise(3, 8, 6, range(6), shape))
+    assert not torch.equal(whole, noise.training_noise(4, 7, 6, range(6), shape))
+    many = noise.training_noise(0, 1, 400, range(400), shape).numpy().reshape(400, -1)
+    assert stats.kstest(many.ravel(), "norm").pvalue > 1e-5
+    assert np.abs(np.corrcoef(many[:, :10]) - np.eye(400))[0].max() < 1  # no row is another's
+    over = np.corrcoef(many.T)
+    assert np.abs(over - np.eye(len(over))).max() < 6 / np.sqrt(400)
+
+
+def test_rows_do_not_overlap() -> None:
+    """A row's numbers, 2^128 counters from the next row's, are no other's; each is its own generator's."""
     long = noise.philox(3, noise.EPS, 7, 0).random(50_000)
     assert not np.isin(noise.philox(3, noise.EPS, 7, 1).random(1000), long).any()
-    many = noise.training_noise(0, 1, range(400), (50,)).numpy()
-    assert stats.kstest(many.ravel(), "norm").pvalue > 1e-5
-    assert np.abs(np.corrcoef(many) - np.eye(400)).max() < 5.5 / np.sqrt(50)
+    rows = noise.training_noise(3, 7, 4, range(4), (500,))
+    for number, row in enumerate(rows):
+        own = noise.philox(3, noise.EPS, 7, number).standard_normal(500, dtype=np.float32)
+        assert np.array_equal(row.numpy(), own)
 
 
 def test_it_is_standard_normal() -> None:

@@ -14,6 +14,7 @@ Reference: J. Salmon, M. Moraes, R. Dror, D. Shaw, "Parallel random numbers: as 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -35,6 +36,8 @@ HUTCHINSON = 10  # the probes of a divergence
 DEQUANTISE = 11  # uniform noise within a bin
 SPANS = 12  # the training's second time s < t, for average velocities
 
+FEW = 200  # numbers of a row that are drawn in the time that a new counter takes
+
 
 def philox(seed: int, stream: int, step: int = 0, row: int = 0) -> np.random.Generator:
     """The generator of ``(seed, stream, step, row)``; a seed is any integer, taken modulo 2^64."""
@@ -50,11 +53,22 @@ def normal(seeds: Sequence[int] | Tensor, shape: Sequence[int], stream: int, ste
     return torch.from_numpy(rows)
 
 
-def training_noise(seed: int, step: int, rows: Sequence[int] | range, shape: Sequence[int]) -> Tensor:
-    """N(0, I) of shape ``(B, *shape)`` in float32 for these rows of a step's batch; a process draws its own alone."""
+def training_noise(seed: int, step: int, batch: int, rows: range, shape: Sequence[int]) -> Tensor:
+    """N(0, I) of shape ``(len(rows), *shape)`` in float32 for these rows of a step's batch.
+
+    Each row has its own counter, so that a process draws its own rows alone; rows of FEW numbers or less, which cost
+    less than a counter does, are drawn for the whole batch.
+    """
+    generator = philox(seed, EPS, step)
+    if math.prod(shape) <= FEW:
+        whole = generator.standard_normal((batch, *shape), dtype=np.float32)
+        return torch.from_numpy(whole[rows.start : rows.stop : rows.step])
     eps = np.empty((len(rows), *shape), dtype=np.float32)
+    state = generator.bit_generator.state
     for one, row in zip(eps, rows, strict=True):
-        philox(seed, EPS, step, row).standard_normal(dtype=np.float32, out=one)
+        state["state"]["counter"][2] = row
+        generator.bit_generator.state = state  # philox(seed, EPS, step, row), five times as fast
+        generator.standard_normal(dtype=np.float32, out=one)
     return torch.from_numpy(eps)
 
 

@@ -82,7 +82,7 @@ def first_step(run: Run, out: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Tr
     monkeypatch.setattr(trainer, "row_losses", watch)
     training = Training(run, out, say=silent, resume=False)
     next(train(training))
-    return training, seen[0], training_noise(run.seed, 1, range(run.batch), training.config.shape)
+    return training, seen[0], training_noise(run.seed, 1, run.batch, range(run.batch), training.config.shape)
 
 
 @pytest.mark.parametrize("coupling", ["independent", "ot", "auto"])

@@ -17,8 +17,9 @@ from sfumato.model import Model, Sampling
 from sfumato.nn import MLPConfig
 from sfumato.samplers import SAMPLERS
 from sfumato.train import Loss, Optimiser, Run, Training, held_out_loss, trainer
+from sfumato.train.feed import OTHER_SEED
 from sfumato.train.run import is_bridge
-from sfumato.train.trainer import OTHER_SEED, train
+from sfumato.train.trainer import train
 
 from ..tiny import checkpoint, different, silent, tiny
 

@@ -12,6 +12,7 @@ from torch import Tensor
 import sfumato
 from sfumato.checkpoints import native
 from sfumato.train import Loss, Optimiser, Training, held_out_loss, trainer
+from sfumato.train.feed import feed
 from sfumato.train.trainer import train
 from sfumato.train.uncertainty import Uncertainty
 
@@ -89,7 +90,7 @@ def test_both_are_trained_and_the_network_by_the_loss_over_its_mean(tmp_path: Pa
         with torch.no_grad():
             training.uncertainty.out.bias.fill_(u)
         before = held_out_loss(training)
-        rows = next(trainer._noised(training, training.splits.train.batches(RUN.seed, RUN.batch), 1))
+        rows, _ = next(feed(training))
         _, norm = trainer._one_step(training, rows, None, 1)
         gradients.append(norm)
         assert float(training.uncertainty.out.bias.grad.abs()) > 0  # type: ignore[union-attr]

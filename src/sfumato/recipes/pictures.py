@@ -46,7 +46,8 @@ def mnist() -> Run:
 def mnist_weak() -> Run:
     """28x28 grey digits by half the channels and a tenth of the steps: what autoguidance leads `mnist` away from."""
     network = UNetConfig(channels=24, patch=2, multipliers=(1, 2), blocks=1)
-    return replace(mnist(), network=network, steps=550, features="", sample_every=550)
+    sampling = Sampling(sampler="dpmpp-2m", steps=5, guidance=1.5)
+    return replace(mnist(), network=network, steps=550, sampling=sampling, features="", sample_every=550)
 
 
 def fashion() -> Run:

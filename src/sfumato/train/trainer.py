@@ -35,23 +35,22 @@ from sfumato import corruptions, data, engine, losses, samplers, times
 from sfumato.checkpoints import ema as averages
 from sfumato.checkpoints import native
 from sfumato.data import Batch
-from sfumato.data.ahead import ahead
 from sfumato.denoiser import Denoiser
 from sfumato.model import Model, ModelConfig, build_network, network_denoiser
 from sfumato.nn import checkpointing, dropout
-from sfumato.noise import DROP, EPS, NETWORK, SPANS, TIMES, philox, training_noise
+from sfumato.noise import DROP, EPS, NETWORK, SPANS, TIMES, philox
 from sfumato.options import call_with, unknown
 from sfumato.processes import Share, joined
 from sfumato.samplers.loop import grid_of
 from sfumato.train import adamw, sharded, state
 from sfumato.train.coupling import COUPLINGS
 from sfumato.train.ema import EMA
+from sfumato.train.feed import eps_of, feed
 from sfumato.train.objectives import MEASURED, OBJECTIVES, Objective
 from sfumato.train.run import Optimiser, Run, fit_codec, load_source, model_config
 from sfumato.train.uncertainty import Uncertainty
 
 HISTORY = 10  # losses remembered at each step for importance sampling
-OTHER_SEED = 2**32  # added to the seed for the order of a bridge's other rows
 HELD_OUT_ROWS = 1024  # the held-out loss is measured on at most so many rows
 
 # (k - warmup)/(steps - warmup) in [0, 1], k/warmup >= 1 -> share of the highest learning rate
@@ -186,12 +185,6 @@ class Training:
         told = isinstance(label, Tensor) and self.config.conditions.classes
         return x_0, {"label": label.to(self.accelerator.device)} if told else {}  # type: ignore[union-attr]
 
-    def noise(self, rows: Batch) -> Tensor:
-        """eps of rows that `_noised` made, on the device."""
-        eps = rows["eps"]
-        assert isinstance(eps, Tensor)
-        return eps.to(self.accelerator.device, non_blocking=True)
-
     def model(self, length: float | None = None, **facts: Any) -> Model:
         """The model as it stands: the average of a tracked length, on its own copy of the network; all take part."""
         self.ema.copy_to(self.averaged, self.run.ema[0] if length is None else length)
@@ -265,17 +258,9 @@ def _start_from(net: torch.nn.Module, config: ModelConfig, init: Model) -> None:
 
 def train(training: Training) -> Iterator[Step]:
     """Go on to the run's last step, yielding after each; ValueError if the loss is no longer a number."""
-    run, (rank, world) = training.run, (training.share.rank, training.share.world)
-    pinned = training.accelerator.device.type == "cuda"
-
-    def batches_of(rows: data.Rows, seed: int) -> Iterator[Batch]:
-        return rows.batches(seed, run.batch, start=training.step, rank=rank, world=world)
-
-    batches = batches_of(training.splits.train, run.seed)
-    batches = ahead(batches if training.source else _noised(training, batches, training.step + 1), pinned)
-    others = training.source and ahead(batches_of(training.source.train, run.seed + OTHER_SEED), pinned)
+    run, coming = training.run, feed(training)
     while training.step < run.steps:
-        rows, other = next(batches), next(others) if others else None
+        rows, other = next(coming)
         k = training.step + 1
         rate = learning_rate(run.optimiser, run.steps, k)
         for group in training.optimiser.param_groups:
@@ -291,14 +276,6 @@ def train(training: Training) -> Iterator[Step]:
         yield Step(k, loss, rate, norm)
 
 
-def _noised(training: Training, batches: Iterator[Batch], first: int) -> Iterator[Batch]:
-    """This process's rows of step `first` and on, each with its own noise, so that N processes draw an Nth each."""
-    run, share = training.run, training.share
-    mine = range(share.rank, run.batch, share.world)
-    for k, rows in enumerate(batches, first):
-        yield {**rows, "eps": training_noise(run.seed, k, mine, training.config.shape)}
-
-
 def _one_step(training: Training, rows: Batch, other: Batch | None, k: int) -> tuple[float, float]:
     """Gradients of step k in the network; the global loss and the gradient's norm before clipping."""
     run, accelerator, share = training.run, training.accelerator, training.share
@@ -308,7 +285,7 @@ def _one_step(training: Training, rows: Batch, other: Batch | None, k: int) -> t
     p = None if training.history is None else times.importance_probabilities(training.history)
     t, weight = training.times(u, training.denoiser.schedule, p)
     t, span = _spans(training, t, k)
-    eps = training.encode(other)[0] if other is not None else training.noise(rows)
+    eps = eps_of(training, rows, other)
     dropped = torch.from_numpy(philox(run.seed, DROP, k).random(run.batch) < run.drop_label)
     keys = dropout.draw_keys(training.bare, philox(run.seed, NETWORK, k), run.batch)
     t, span, weight, dropped, keys = (a[part].to(x_0.device) for a in (t, span, weight, dropped, keys))
