@@ -55,7 +55,7 @@ def test_digits_keep_the_demos_promises(digits: Model) -> None:
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
 def test_the_card_prints_a_learning_curve_that_falls(name: str) -> None:
-    """Every point, FD falling, and never below real pictures; mnist within its 30 minutes (cifar10's card says 122)."""
+    """Every point, FD falling, and never below real pictures; mnist within its 30 minutes (cifar10's card says 87)."""
     model = load(name)
     curve = model.config.training["scores"]["curve"]
     early = [point for point in curve["points"] if point["seconds"] <= 30 * 60]
