@@ -28,7 +28,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from sfumato import engine
 from sfumato.data import Data
 from sfumato.model import Sampling
-from sfumato.nn import UNetConfig, activated, compiled, winograd
+from sfumato.nn import UNetConfig, activated, compiled, filters
 from sfumato.noise import philox
 from sfumato.recipes import RECIPES
 from sfumato.train import Loss, Run, Training, adamw, train
@@ -96,12 +96,12 @@ class Named:
 
 def name_compiled() -> None:
     """Let the profiler see what is compiled here; before anything of it is used."""
-    for source, names in (
-        (winograd.SOURCE, ("cut", "join", "spread", "weigh", "unweigh")),
-        (activated.SOURCE, ("activate", "activate_back")),
-        (adamw.SOURCE, ("descend",)),
+    for source, defined, names in (
+        *((filters.SOURCE, half, ("cut", "join", "spread", "weigh", "unweigh")) for half in compiled.HALF.values()),
+        *((activated.SOURCE, half, ("activate", "activate_back")) for half in compiled.HALF.values()),
+        (adamw.SOURCE, (), ("descend",)),
     ):
-        library = compiled.library(source)
+        library = compiled.library(source, *defined)
         for name in names if library is not None else ():
             setattr(library, name, Named(getattr(library, name), name))
 

@@ -15,12 +15,13 @@ DDPM = {"network": "ddpm-cifar10"}
 DIFFUSERS_32 = Side("diffusers float32", "diffusers", {**DDPM, "precision": "float32"})
 DIFFUSERS_16 = Side("diffusers bfloat16", "diffusers", {**DDPM, "precision": "bfloat16"})
 SFUMATO_32 = Side("sfumato float32", "sfumato", {**DDPM, "precision": "float32"})
+SFUMATO_FAST = Side("sfumato float32-fast", "sfumato", {**DDPM, "precision": "float32-fast"})
 SFUMATO_AUTO = Side("sfumato auto", "sfumato", {**DDPM, "precision": "auto"})
 OPENVINO_32 = Side("openvino float32", "openvino", {**DDPM, "precision": "float32"})
 OPENVINO_AUTO = Side("openvino auto", "openvino", {**DDPM, "precision": "auto"})
 
-SAME_WEIGHTS = (DIFFUSERS_32, SFUMATO_32, SFUMATO_AUTO, DIFFUSERS_16)
-OURS = (SFUMATO_32.name, SFUMATO_AUTO.name)
+SAME_WEIGHTS = (DIFFUSERS_32, SFUMATO_32, SFUMATO_FAST, SFUMATO_AUTO, DIFFUSERS_16)
+OURS = (SFUMATO_32.name, SFUMATO_FAST.name, SFUMATO_AUTO.name)
 
 
 def _forward(batch: int, calls: int) -> Measure:

@@ -54,7 +54,7 @@ def test_the_fast_network_is_the_network(config: UNetConfig, size: int) -> None:
     exact = UNet(config, (3, size, size), Conditions(classes=3)).double()
     exact.load_state_dict(net.state_dict())
     truth, gradients = asked(exact, x.double(), "float32")
-    for precision, most in (("float32", 5e-6), ("auto", 2e-5)):
+    for precision, most in (("float32", 5e-6), ("float32-fast", 2e-5)):
         y, found = asked(net, x, precision)
         assert off(y, truth) < most, precision
         whole = (torch.cat([g.flatten() for g in each]) for each in (found, gradients))
@@ -84,38 +84,95 @@ def test_derivatives_along_a_direction_are_the_networks() -> None:
     with sdpa_kernel(SDPBackend.MATH):  # others know no such derivative
         engine.prepare(net, "float32")
         truth = (*both(), moves())
-        engine.prepare(net, "auto")
+        engine.prepare(net, "float32-fast")
         for found, right in zip((*both(), moves()), truth, strict=True):
             assert off(found, right) < 1e-4
 
 
+WIDE = replace(ADM, channels=64)
+WIDE_DDPM = replace(DDPM, channels=64, attention=(0, 1))
+
+
+@pytest.mark.parametrize("config", [ADM, WIDE, WIDE_DDPM], ids=["adm", "wide", "ddpm"])
+def test_the_network_in_bfloat16_is_the_network(config: UNetConfig) -> None:
+    """Forth and back as in a training, and as it is only asked; some convolutions are by tiles, others are not."""
+    torch.manual_seed(0)
+    net = told(UNet(config, (3, 15, 15), Conditions(classes=3)))
+    x, t, cond = torch.randn(5, 3, 15, 15), torch.linspace(1, 900, 5), {"label": torch.arange(5) % 3}
+    truth, gradients = asked(net, x, "float32")
+
+    def errors(y: Tensor, found: list[Tensor]) -> tuple[float, float]:
+        return off(y, truth), off(*(torch.cat([g.flatten() for g in each]) for each in (found, gradients)))
+
+    with torch.autocast("cpu", torch.bfloat16):
+        usual, usual_back = errors(*asked(net, x, "float32"))  # by PyTorch's own operations
+        y, found = asked(net, x, "bfloat16")
+    most = 1.6 * usual
+    assert usual < 3e-2
+    mine, mine_back = errors(y, found)
+    assert mine < most
+    assert mine_back < 1.6 * usual_back
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        learning = net(x, t, cond)
+        frozen = copy.deepcopy(net).requires_grad_(False)  # some of what is fast is made of weights that stay
+        engine.prepare(frozen, "bfloat16")
+        assert off(frozen(x, t, cond), truth) < most
+        if config.head_channels:
+            assert torch.equal(frozen(x, t, cond), learning)
+    assert off(learning, truth) < most
+
+
+@pytest.mark.skipif(not engine.multiplies_bfloat16("cpu"), reason="auto is not bfloat16 on this processor")
+@pytest.mark.parametrize("config", [WIDE, WIDE_DDPM], ids=["wide", "ddpm"])
+def test_in_bfloat16_too_a_row_is_the_same_in_every_batch(config: UNetConfig) -> None:
+    torch.manual_seed(0)
+    net = told(UNet(config, (3, 16, 16))).requires_grad_(False)
+    engine.prepare(net, "bfloat16")
+    x, t = torch.randn(9, 3, 16, 16), torch.linspace(1, 900, 9)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        whole = net(x, t)
+        assert all(torch.equal(net(x[:n], t[:n]), whole[:n]) for n in (1, 2, 5))
+
+
+def processor(monkeypatch: pytest.MonkeyPatch, amx: bool, avx512: bool, vendor: str) -> None:
+    monkeypatch.setattr(torch.cpu, engine.AMX, lambda: amx, raising=False)
+    monkeypatch.setattr(torch.cpu, engine.AVX512, lambda: avx512, raising=False)
+    monkeypatch.setattr(engine, "_vendor", lambda: vendor)
+
+
 def test_auto_is_what_the_processor_does_best(monkeypatch: pytest.MonkeyPatch) -> None:
     here = torch.device("cpu")
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
-    assert PRECISIONS["auto"](here) == Engine(None, True)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
-    assert PRECISIONS["auto"](here) == Engine(torch.bfloat16, False)
-    assert PRECISIONS["float32"](here) == Engine(None, False)
+    for amx, avx512, vendor, best in (
+        (False, False, "GenuineIntel", None),
+        (False, True, "GenuineIntel", None),
+        (True, True, "GenuineIntel", torch.bfloat16),
+        (False, True, "AuthenticAMD", torch.bfloat16),
+        (False, False, "AuthenticAMD", None),
+        (False, False, "", None),
+    ):
+        processor(monkeypatch, amx, avx512, vendor)
+        assert PRECISIONS["auto"](here) == Engine(best, True)
+        assert PRECISIONS["float32"](here) == Engine(None, False)
+        assert PRECISIONS["float32-fast"](here) == Engine(None, True)
 
 
 def test_what_this_machine_does_is_said_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
+    processor(monkeypatch, False, True, "GenuineIntel")
     monkeypatch.setattr(compiled, "why_not", lambda source: None)
     assert engine.here() == "precision auto is float32 by compiled operations on this cpu"
     monkeypatch.setattr(compiled, "why_not", lambda source: "no C compiler; install gcc")
     assert "PyTorch's operations alone (no C compiler; install gcc)" in engine.here()
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
-    assert engine.here() == "precision auto is bfloat16 on this cpu"
+    processor(monkeypatch, True, True, "GenuineIntel")
+    assert "precision auto is bfloat16 by" in engine.here()
 
 
-def test_only_the_exact_mode_knows_no_faster_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_exact_mode_knows_no_faster_way() -> None:
     net = UNet(ADM, (3, 16, 16))
 
     def fast() -> set[Any]:
         return {module.fast for module in net.modules() if hasattr(module, "fast")}
 
     assert fast() == {False}
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
     engine.prepare(net, "auto")
     assert fast() == {True}
     engine.prepare(net, "float32")

@@ -369,12 +369,12 @@ def find(name: str | Path) -> Path:
     raise ValueError(f"{unknown('model', str(name), zoo())}; a MODEL is one of these, a model folder or a run's folder")
 
 
+@torch.inference_mode(False)  # weights of that mode could not be kept as they are laid out, nor learn
 def load(name: str | Path, *, ema: float | None = None, precision: str = "auto", device: str | None = None) -> Model:
-    """The Model of a zoo name, a model folder or a run.
+    """The Model of a zoo name, a model folder or a run; ValueError for what is none, saying why.
 
     ema: another EMA length (a share of the training, such as 0.05), made from a run's snapshots.
     precision: a row of `engine.PRECISIONS`.  device: where it runs; a GPU if there is one.
-    Raises ValueError for what is no model, saying why.
     """
     folder = find(name)
     read = diffusers.read if diffusers.recognised(folder) else native.read_model

@@ -95,7 +95,7 @@ def test_what_is_predicted_at_every_step_is_what_their_step_takes(prediction: st
         "clip_sample": False,
     }
     pipeline = their_pipeline(tmp_path, schedule, out_channels=6)
-    model = sfumato.load(tmp_path)
+    model = sfumato.load(tmp_path, precision="float32-fast")
     assert model.config.target == PREDICTED[prediction]
     assert not model.config.sampling.clip
     x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(5))

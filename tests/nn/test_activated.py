@@ -145,6 +145,39 @@ def test_the_ends_of_the_sigmoid() -> None:
     assert activated(*spoiled, None, True).isnan().all()
 
 
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("p", [0.0, 0.3])
+def test_pictures_in_bfloat16(way: str, p: float) -> None:
+    """What is rounded is x, y and their gradients, once each; sums over a picture's places are not."""
+    h, norm, told = case(3, 48, 7, 5, 6, way)
+    h = h.bfloat16().double()
+    fast_h, fast_norm, fast_told = single(h, norm, told)
+    fast_h = fast_h.bfloat16()
+    assert fits(fast_h)
+    keys = torch.from_numpy(philox(0, 1, 2).integers(-(2**31), 2**31, (3, 2), dtype="int32"))
+    dropout = Dropout(p).train()
+    dropout.keys = keys if p else None
+    mask = kept(keys, fast_h, 1 - p).double() / (1 - p) if p else torch.ones_like(h)
+    exact, asked = [h, norm.weight, norm.bias], [fast_h, fast_norm.weight, fast_norm.bias]
+    for x in [*exact, *asked]:
+        x.requires_grad_()
+    truth, found = plain(h, norm, told) * mask, activated(fast_h, fast_norm, fast_told, dropout, True)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.double(), truth, rtol=2**-8, atol=1e-5)
+    weights = drawn(9, *h.shape).bfloat16()
+    right = torch.autograd.grad(truth, exact, weights.double())
+    for mine, theirs in zip(torch.autograd.grad(found, asked, weights), right, strict=True):
+        assert off(mine, theirs) < (5e-6 if mine.dtype == torch.float32 else 1e-2)
+    parts = [part.contiguous(memory_format=torch.channels_last) for part in fast_h.detach().split([16, 32], dim=1)]
+    assert torch.equal(activated(parts[0], fast_norm, fast_told, dropout, True, parts[1]), found)
+    moved = fast_h.detach().roll(1, 0)
+    _, right_t = torch.func.jvp(lambda h: plain(h, norm, told) * mask, (h.detach(),), (moved.double(),))
+    _, found_t = torch.func.jvp(
+        lambda h: activated(h, fast_norm, fast_told, dropout, True), (fast_h.detach(),), (moved,)
+    )
+    assert off(found_t, right_t) < 1e-2
+
+
 def test_rows_do_not_know_each_other() -> None:
     h, norm, told = single(*case(5, 48, 6, 6, 6, "added"))
     assert told.added is not None
@@ -153,7 +186,7 @@ def test_rows_do_not_know_each_other() -> None:
     assert torch.equal(whole, torch.cat(alone))
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 def test_other_precisions_shapes_and_orders_are_left_to_pytorch(dtype: torch.dtype) -> None:
     h, norm, _ = single(*case(2, 16, 4, 4, 4, "nothing"))
     assert not fits(h.to(dtype))
@@ -163,12 +196,14 @@ def test_other_precisions_shapes_and_orders_are_left_to_pytorch(dtype: torch.dty
     assert torch.equal(activated(h.contiguous(), norm, NOTHING, None, True), plain(h.contiguous(), norm))
 
 
-def test_it_compiles_without_a_warning(tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", compiled.HALF.values())
+def test_it_compiles_without_a_warning(tmp_path: Path, names: tuple[str, ...]) -> None:
     cc = compiled.compiler()
     assert cc is not None
     command = [
         cc,
         *compiled.FLAGS,
+        *(f"-D{name}" for name in names),
         "-Wall",
         "-Wextra",
         "-Werror",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sfumato.nn import compiled, winograd
+from sfumato.nn import compiled, filters
 
 needs_compiler = pytest.mark.skipif(compiled.compiler() is None, reason="no C compiler here")
 
@@ -78,6 +78,6 @@ def test_ours_compiles_without_a_warning(tmp_path: Path) -> None:
     assert cc is not None
     flags = [*compiled.FLAGS, "-Wall", "-Wextra", "-Werror"]
     done = subprocess.run(
-        [cc, *flags, str(winograd.SOURCE), "-o", str(tmp_path / "w.so")], capture_output=True, text=True
+        [cc, *flags, str(filters.SOURCE), "-o", str(tmp_path / "w.so")], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr

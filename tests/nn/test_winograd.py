@@ -13,14 +13,15 @@ from torch import Tensor, nn
 
 from sfumato.nn import winograd
 from sfumato.nn.compiled import use
-from sfumato.nn.winograd import MATRICES, PLACES, Conv3x3, Filtered, Maps, compiled
+from sfumato.nn.filters import COMPILED, F2, F4, Filter, Maps, compiled, matrices, room
+from sfumato.nn.winograd import Conv3x3, Filtered, filtered
 
 sizes = st.integers(1, 15)
 channels = st.sampled_from([16, 32, 48])
 
 
-def needed() -> Maps:
-    maps = compiled()
+def needed(dtype: torch.dtype = torch.float32) -> Maps:
+    maps = compiled(dtype)
     if maps is None:
         pytest.skip("no C compiler here, so there are no compiled maps")
     return maps
@@ -51,28 +52,82 @@ def test_it_is_the_convolution(rows: int, height: int, width: int, c: int, k: in
     torch.testing.assert_close(by_tiles(x, weight, bias), plain(x, weight, bias), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("f", [F2, F4], ids=["2x2", "4x4"])
+@given(rows=st.integers(1, 3), height=sizes, width=sizes, c=st.integers(1, 5), k=st.integers(1, 5))
+def test_so_it_is_by_tiles_of_either_size(f: Filter, rows: int, height: int, width: int, c: int, k: int) -> None:
+    x, weight, bias, plus = drawn(0, (rows, height, width, c), (k, c, 3, 3), (k,), (rows, height, width, k))
+    maps = matrices(f)
+    found = filtered(maps, x, maps.weigh(weight, False), bias, plus)
+    truth = plain(x.permute(0, 3, 1, 2), weight, bias).permute(0, 2, 3, 1) + plus
+    torch.testing.assert_close(found, truth, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", COMPILED)
 @given(rows=st.integers(1, 3), height=sizes, width=sizes, c=channels, k=channels)
-def test_the_compiled_maps_are_the_matrices(rows: int, height: int, width: int, c: int, k: int) -> None:
-    maps = needed()
+def test_the_compiled_maps_are_the_matrices(
+    dtype: torch.dtype, rows: int, height: int, width: int, c: int, k: int
+) -> None:
+    maps, truths, f = needed(dtype), matrices(COMPILED[dtype]), COMPILED[dtype]
     picture = (rows, height, width)
-    n, twice = (rows * winograd.tiles(f * height) * winograd.tiles(f * width) for f in (1, 2))
-    x, y, m, weight, bias = drawn(
-        1, (*picture, c), (*picture, k), (PLACES, winograd.room(n), k), (k, c, 3, 3), (k,), dtype=torch.float32
-    )
-    u = drawn(2, (PLACES, c, k), dtype=torch.float32)[0]
+    n, twice = (rows * f.tiles(i * height) * f.tiles(i * width) for i in (1, 2))
+    shapes = ((*picture, c), (*picture, k), (f.places, room(n), k), (f.places, c, k), (*picture, k))
+    x, y, m, u, plus = (each.to(dtype) for each in drawn(1, *shapes))
+    weight, bias = drawn(2, (k, c, 3, 3), (k,), dtype=torch.float32)
     pairs = [
-        (maps.cut(x, 0)[:, :n].clone(), MATRICES.cut(x, 0)[:, :n]),
-        (maps.cut(x, 1)[:, :twice].clone(), MATRICES.cut(x, 1)[:, :twice]),
-        (maps.spread(y)[:, :n], MATRICES.spread(y)[:, :n]),
-        (maps.unweigh(u), MATRICES.unweigh(u)),
+        (maps.cut(x, 0)[:, :n].clone(), truths.cut(x.double(), 0)[:, :n]),
+        (maps.cut(x, 1)[:, :twice].clone(), truths.cut(x.double(), 1)[:, :twice]),
+        (maps.spread(y)[:, :n], truths.spread(y.double())[:, :n]),
+        (maps.unweigh(u), truths.unweigh(u.double())),
     ]
-    pairs += [(maps.weigh(weight, back).clone(), MATRICES.weigh(weight, back)) for back in (False, True)]
-    joined = [torch.full_like(y, math.nan), torch.full_like(y, math.nan)]
-    maps.join(m, bias, None, joined[0])
-    MATRICES.join(m, bias, None, joined[1])
-    for found, truth in [*pairs, (joined[0], joined[1])]:
+    pairs += [(maps.weigh(weight, back).clone(), truths.weigh(weight.double(), back)) for back in (False, True)]
+    for other in (None, plus):
+        joined = [torch.full_like(y, math.nan), torch.full_like(y, math.nan).double()]
+        maps.join(m, bias, other, joined[0])
+        truths.join(m.double(), bias.double(), None if other is None else other.double(), joined[1])
+        pairs.append((joined[0], joined[1]))
+    for found, truth in pairs:
         assert found.shape == truth.shape
-        assert off(found, truth) < 1e-6
+        assert off(found, truth) < (1e-6 if found.dtype == torch.float32 else 2.5e-3)  # 2^-8 / sqrt(12) is 1.1e-3
+
+
+def test_what_is_written_in_bfloat16_is_rounded_as_pytorch_does() -> None:
+    """A tile of zeros and a bias: every float32 there is, in steps, with those that are no numbers."""
+    maps = needed(torch.bfloat16)
+    bits = torch.arange(-(2**31), 2**31, 65_521, dtype=torch.int64).to(torch.int32)
+    edges = torch.tensor([0x7F800000, 0x7F7FFFFF, 0x7FC00000, 0x00008000, 0x00018000, 1, 0], dtype=torch.int32)
+    bias = torch.cat([edges, bits])
+    bias = bias[: len(bias) // 16 * 16].view(torch.float32)
+    y = torch.empty(1, 2, 2, len(bias), dtype=torch.bfloat16)
+    maps.join(torch.zeros(F2.places, 1, len(bias), dtype=torch.bfloat16), bias, None, y)
+    for place in y.flatten(0, 2):
+        assert torch.equal(place.nan_to_num(nan=1.5), bias.bfloat16().nan_to_num(nan=1.5))
+        assert torch.equal(place.isnan(), bias.isnan())
+
+
+@pytest.mark.parametrize(
+    ("rows", "c", "k", "height", "width"), [(2, 64, 80, 9, 6), (5, 128, 64, 8, 8), (3, 64, 64, 2, 4)]
+)
+def test_in_bfloat16(rows: int, c: int, k: int, height: int, width: int) -> None:
+    """Forth and back, with another picture added, and with repeated places."""
+    needed(torch.bfloat16)
+    torch.manual_seed(0)
+    layer = Conv3x3(c, k)
+    layer.fast = True
+    x, other, weights = (a.bfloat16() for a in drawn(15, *((rows, n, height, width) for n in (c, k, k))))
+    asked = [x.clone().requires_grad_(), layer.weight, layer.bias, other.clone().requires_grad_()]
+    exact = [a.detach().double().requires_grad_() for a in asked]
+    truth = plain(*exact[:3]) + exact[3]
+    with torch.autocast("cpu", torch.bfloat16):  # which few tiles are left to
+        found = layer(asked[0], asked[3])
+    assert found.dtype == torch.bfloat16
+    assert off(found, truth) < 6e-3
+    right_all = torch.autograd.grad(truth, exact, weights.double())
+    for mine, right in zip(torch.autograd.grad(found, asked, weights), right_all, strict=True):
+        assert off(mine, right) < 8e-3
+    truth = plain(exact[0].repeat_interleave(2, 2).repeat_interleave(2, 3), *exact[1:3])
+    with torch.no_grad():
+        assert off(layer.doubled(x), truth) < 6e-3
+        assert off(layer(x, other), found) < 3e-3
 
 
 def test_weights_may_lie_in_any_order() -> None:
@@ -203,7 +258,7 @@ def test_weights_that_change_are_transformed_again() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_other_precisions_are_left_to_pytorch(dtype: torch.dtype) -> None:
+def test_weights_in_other_precisions_are_left_to_pytorch(dtype: torch.dtype) -> None:
     layer = Conv3x3(96, 96).to(dtype)
     (x,) = drawn(11, (1, 96, 8, 8))
     before = layer(x.to(dtype))

@@ -52,7 +52,7 @@ DROPPING = Run(
 HISTORY = replace(  # what the rows of a batch do together: a history of losses, a learned weight, a pairing with noise;
     DROPPING,  # by the operations that `auto` compiles, for which a network must be so wide
     network=replace(DROPPING.network, channels=32, dropout=0.1),
-    precision="auto",
+    precision="float32-fast",
     schedule="cosine:steps=2",
     learned_variance=True,
     loss=Loss("hybrid", times="importance", learned_weight=True, coupling="ot"),

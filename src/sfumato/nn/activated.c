@@ -1,23 +1,16 @@
-/* The maps of activated.py, float32, for channels that are multiples of 16.
+/* The maps of activated.py, for channels that are multiples of 16.
 
-   Pictures are (B, N, C), N places, contiguous; what belongs to a row and a channel is (B, C).  A vector is 16 channels
+   Pictures are (B, N, C), N places, contiguous, in float32, or with HALF in bfloat16; what belongs to a row and a
+   channel is (B, C), and float32 like all that is worked out.  A vector is 16 channels
    of one place.  The picture x may lie in two parts, of which the first has `split` channels; else split is C.  First
    each channel of each row is summed over its places, in parts that the cache holds, then (B, C) numbers are worked
    out, then all places are written. */
 
+#include "numbers.h"
+
 #include <math.h>
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-
-#define LANES 16
-typedef float vec __attribute__((vector_size(4 * LANES), aligned(4)));
-typedef int32_t ints __attribute__((vector_size(4 * LANES), aligned(4)));
-typedef uint32_t uints __attribute__((vector_size(4 * LANES), aligned(4)));
-
-static inline vec load(const float *from) { return *(const vec *)from; }
-static inline void store(float *to, vec x) { *(vec *)to = x; }
-static inline vec chosen(ints yes, vec a, vec b) { return (vec)((yes & (ints)a) | (~yes & (ints)b)); }
 
 /* exp x = 2^k exp r with |r| <= log(2)/2 and a polynomial for exp r; relative error 2e-7.  x is held in [-87, 88]. */
 static inline vec exponential(vec x) {
@@ -59,8 +52,8 @@ static inline vec kept(const drop *d, int64_t b, int64_t place, int64_t c, int64
 #define PART 32768 /* numbers of a part */
 
 /* 16 channels of a picture in two parts; `place` counts through all rows */
-static inline const float *of(const float *x, const float *other, int64_t split, int64_t channels, int64_t place,
-                              int64_t c) {
+static inline const number *of(const number *x, const number *other, int64_t split, int64_t channels, int64_t place,
+                               int64_t c) {
     return c < split ? x + place * split + c : other + place * (channels - split) + (c - split);
 }
 
@@ -74,13 +67,13 @@ static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* sum and squares: of MANY vectors of channels of n places, x being the first, their sums and their squares about the
    mean; by way of differences to the first place, so that nothing large cancels */
-static inline __attribute__((always_inline)) void moments(const float *x, int64_t stride, int64_t n, float *sum,
+static inline __attribute__((always_inline)) void moments(const number *x, int64_t stride, int64_t n, float *sum,
                                                           float *squares, const int MANY) {
     vec first[4], s[4], q[4];
-    for (int i = 0; i < MANY; i++) first[i] = load(x + LANES * i), s[i] = q[i] = (vec){0};
+    for (int i = 0; i < MANY; i++) first[i] = read(x + LANES * i), s[i] = q[i] = (vec){0};
     for (int64_t p = 1; p < n; p++)
         for (int i = 0; i < MANY; i++) {
-            const vec off = load(x + p * stride + LANES * i) - first[i];
+            const vec off = read(x + p * stride + LANES * i) - first[i];
             s[i] += off;
             q[i] += off * off;
         }
@@ -92,8 +85,8 @@ static inline __attribute__((always_inline)) void moments(const float *x, int64_
 
 /* y = drop(silu(z)), or z if `bare`,  z = gain xhat + bias,  xhat = rstd x + offset,  by groups of channels
    coefficients (4, B, C) are written: rstd, offset, and z's slope and intercept in x */
-void activate(const float *x, const float *other, int64_t split, const float *added, const float *gain, const float *bias, int64_t told_stride,
-              float *coefficients, float *y, int64_t rows, int64_t places, int64_t channels, int64_t groups, float eps,
+void activate(const number *x, const number *other, int64_t split, const float *added, const float *gain,
+              const float *bias, int64_t told_stride, float *coefficients, number *y, int64_t rows, int64_t places, int64_t channels, int64_t groups, float eps,
               int64_t bare, const int32_t *keys, int64_t keys_stride, int32_t most, float scale) {
     const drop dropped = {keys, keys_stride, most, scale};
     const int64_t all = rows * channels, each = channels / groups;
@@ -106,7 +99,7 @@ void activate(const float *x, const float *other, int64_t split, const float *ad
             float *sum = found + (b * parts + k) * 2 * channels, *squares = sum + channels;
             const int64_t first = k * each_part, n = least(each_part, places - first);
             for (int64_t c = 0; c < channels;) {
-                const float *from = of(x, other, split, channels, b * places + first, c);
+                const number *from = of(x, other, split, channels, b * places + first, c);
                 const int64_t end = c < split ? split : channels, stride = c < split ? split : channels - split;
                 if (c + 4 * LANES <= end) moments(from, stride, n, sum + c, squares + c, 4), c += 4 * LANES;
                 else moments(from, stride, n, sum + c, squares + c, 1), c += LANES;
@@ -149,18 +142,19 @@ void activate(const float *x, const float *other, int64_t split, const float *ad
     for (int64_t b = 0; b < rows; b++)
         for (int64_t p = 0; p < places; p++)
             for (int64_t start = 0, end = split; start < channels; start = end, end = channels) {
-                const float *from = of(x, other, split, channels, b * places + p, start), *at = slope + b * channels;
-                float *to = y + (b * places + p) * channels;
+                const number *from = of(x, other, split, channels, b * places + p, start);
+                const float *at = slope + b * channels;
+                number *to = y + (b * places + p) * channels;
                 if (bare || keys)
                     for (int64_t c = start; c < end; c += LANES) {
-                        const vec z = load(at + c) * load(from + c - start) + load(at + all + c);
+                        const vec z = load(at + c) * read(from + c - start) + load(at + all + c);
                         const vec answer = bare ? z : z * sigmoid(z);
-                        store(to + c, keys ? answer * kept(&dropped, b, p, c, places) : answer);
+                        write(to + c, keys ? answer * kept(&dropped, b, p, c, places) : answer);
                     }
                 else
                     for (int64_t c = start; c < end; c += LANES) {
-                        const vec z = load(at + c) * load(from + c - start) + load(at + all + c);
-                        store(to + c, z * sigmoid(z));
+                        const vec z = load(at + c) * read(from + c - start) + load(at + all + c);
+                        write(to + c, z * sigmoid(z));
                     }
             }
 }
@@ -172,8 +166,8 @@ static inline vec back(vec x, vec grad, vec slope, vec intercept) {
 }
 
 /* From dL/dy: dL/dx; and (3, B, C) sums over places of dL/dz, of dL/dz xhat, and of dL/dx (which is dL/dadded) */
-void activate_back(const float *x, const float *other, int64_t split, const float *grad, const float *gain,
-                   int64_t told_stride, const float *coefficients, float *by_x, float *by_other, float *sums,
+void activate_back(const number *x, const number *other, int64_t split, const number *grad, const float *gain,
+                   int64_t told_stride, const float *coefficients, number *by_x, number *by_other, float *sums,
                    int64_t rows, int64_t places, int64_t channels, int64_t groups, int64_t bare, const int32_t *keys,
                    int64_t keys_stride, int32_t most, float scale) {
     const drop dropped = {keys, keys_stride, most, scale};
@@ -189,12 +183,12 @@ void activate_back(const float *x, const float *other, int64_t split, const floa
             for (int64_t p = k * each_part; p < least((k + 1) * each_part, places); p++)
                 for (int64_t c = 0; c < channels; c += LANES) {
                     const int64_t at = (b * places + p) * channels + c, i = b * channels + c;
-                    const vec here = load(of(x, other, split, channels, b * places + p, c));
+                    const vec here = read(of(x, other, split, channels, b * places + p, c));
                     const vec xhat = load(rstd + i) * here + load(offset + i);
-                    vec g = load(grad + at);
+                    vec g = read(grad + at);
                     if (keys) g *= kept(&dropped, b, p, c, places);
                     const vec dz = bare ? g : back(here, g, load(slope + i), load(intercept + i));
-                    store((float *)of(by_x, by_other, split, channels, b * places + p, c), dz);
+                    write((number *)of(by_x, by_other, split, channels, b * places + p, c), dz);
                     store(first + c, load(first + c) + dz);
                     store(second + c, load(second + c) + dz * xhat);
                     store(third + c, load(third + c) + xhat);
@@ -228,11 +222,12 @@ void activate_back(const float *x, const float *other, int64_t split, const floa
         }
         for (int64_t p = b * places; p < (b + 1) * places; p++)
             for (int64_t start = 0, end = split; start < channels; start = end, end = channels) {
-                const float *from = of(x, other, split, channels, p, start), *gains = slope + b * channels + start;
-                float *to = (float *)of(by_x, by_other, split, channels, p, start);
+                const number *from = of(x, other, split, channels, p, start);
+                const float *gains = slope + b * channels + start;
+                number *to = (number *)of(by_x, by_other, split, channels, p, start);
                 for (int64_t c = 0; c < end - start; c += LANES)
-                    store(to + c, load(gains + c) * load(to + c) + load(first + start + c) +
-                                      load(second + start + c) * load(from + c));
+                    write(to + c, load(gains + c) * read(to + c) + load(first + start + c) +
+                                      load(second + start + c) * read(from + c));
             }
     }
 }

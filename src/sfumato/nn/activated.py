@@ -10,8 +10,9 @@ with dz = dL/dz, P and Q its sums over the places of dz and of dz xhat, and <.> 
     dL/dx = rstd (gain dz - <gain dz> - xhat <gain dz xhat>)
     dL/dbias = P,   dL/dgain = Q,   dL/dadded = the sum of dL/dx over the places
 
-It exists twice: by PyTorch's operations (`plain`), and for float32 on a processor in C (activated.c), which reads the
-picture twice and writes it once where PyTorch does so seven times.
+It exists twice: by PyTorch's operations (`plain`), and for float32 and bfloat16 on a processor in C (activated.c),
+which reads the picture twice and writes it once where PyTorch does so seven times.  Pictures in bfloat16 are rounded
+as they are written; whatever is worked out in between is float32.
 
 Y. Wu, K. He, "Group normalization" (arXiv 1803.08494); E. Perez et al., "FiLM" (arXiv 1709.07871).
 """
@@ -29,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfumato.nn.compiled import LANES, differentiating, library
+from sfumato.nn.compiled import HALF, LANES, differentiating, library
 from sfumato.nn.dropout import Dropout, kept, threshold
 
 SOURCE = Path(__file__).with_suffix(".c")
@@ -61,9 +62,9 @@ def plain(h: Tensor, norm: nn.GroupNorm, told: Told = NOTHING, beside: Tensor | 
 
 
 @functools.cache
-def _compiled() -> Any:
-    """The compiled library with its types declared; None where there is none."""
-    c = library(SOURCE)
+def _compiled(dtype: torch.dtype) -> Any:
+    """The compiled library for pictures of a dtype, with its types declared; None where there is none."""
+    c = library(SOURCE, *HALF[dtype])
     if c is not None:
         pointer, number, single, word = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int32
         sizes: list[Any] = [number] * 4
@@ -77,8 +78,8 @@ def _compiled() -> Any:
 
 def fits(h: Tensor) -> bool:
     """Whether the compiled map can take h (B, C, H, W)."""
-    single = h.device.type == "cpu" and h.dtype == torch.float32 and h.ndim == 4 and not h.shape[1] % LANES
-    return single and h.is_contiguous(memory_format=torch.channels_last) and _compiled() is not None
+    known = h.device.type == "cpu" and h.dtype in HALF and h.ndim == 4 and not h.shape[1] % LANES
+    return known and h.is_contiguous(memory_format=torch.channels_last) and _compiled(h.dtype) is not None
 
 
 def _is_whole(norm: nn.GroupNorm) -> bool:
@@ -99,6 +100,8 @@ def _pointer(x: Tensor | None) -> int | None:
 class Activated(torch.autograd.Function):
     """x (B, H, W, C), added (B, C) or None, gain and bias (B, C), both told alike -> y, coefficients (4, B, C).
 
+    x and y are alike, float32 or bfloat16; all else is float32.
+
     other: the last channels of x, where they lie apart from the first ones.
     """
 
@@ -117,8 +120,8 @@ class Activated(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         rows, height, width, split = x.shape
         channels = split if other is None else split + other.shape[3]
-        y, coefficients = x.new_empty(rows, height, width, channels), x.new_empty(4, rows, channels)
-        _compiled().activate(
+        y, coefficients = x.new_empty(rows, height, width, channels), gain.new_empty(4, rows, channels)
+        _compiled(x.dtype).activate(
             x.data_ptr(),
             _pointer(other),
             split,
@@ -152,8 +155,8 @@ class Activated(torch.autograd.Function):
         x, other, gain, coefficients = ctx.saved_tensors
         grad = grad.contiguous()
         by_x, by_other = torch.empty_like(x), None if other is None else torch.empty_like(other)
-        sums = x.new_empty(3, len(x), grad.shape[3])
-        _compiled().activate_back(
+        sums = gain.new_empty(3, len(x), grad.shape[3])
+        _compiled(x.dtype).activate_back(
             x.data_ptr(),
             _pointer(other),
             x.shape[3],
@@ -200,7 +203,7 @@ class Activated(torch.autograd.Function):
         if ctx.keys is not None:
             mask = kept(ctx.keys, x.permute(0, 3, 1, 2), 1 - ctx.p).permute(0, 2, 3, 1)
             y_t = torch.where(mask, y_t / (1 - ctx.p), 0.0)
-        return y_t, None
+        return y_t.to(x.dtype), None
 
 
 def compiled(
@@ -213,10 +216,11 @@ def compiled(
     bare: bool = False,
 ) -> Tensor:
     """The same by the compiled map; h and beside as `fits` asks.  bare: z itself."""
-    gain, bias = norm.weight.expand(len(h), -1), norm.bias.expand(len(h), -1)
+    gain, bias = norm.weight.float().expand(len(h), -1), norm.bias.float().expand(len(h), -1)
     if told.scale is not None and told.shift is not None:
-        gain, bias = (1 + told.scale) * gain, torch.addcmul(told.shift, 1 + told.scale, bias)
-    added = None if told.added is None else told.added.contiguous()
+        scale = 1 + told.scale.float()
+        gain, bias = scale * gain, torch.addcmul(told.shift.float(), scale, bias)
+    added = None if told.added is None else told.added.float().contiguous()
     other = None if beside is None else beside.permute(0, 2, 3, 1)
     way: Callable[..., tuple[Tensor, Tensor]] = Activated.apply if differentiating() else Activated.forward
     y, _ = way(h.permute(0, 2, 3, 1), other, added, gain, bias, norm.num_groups, norm.eps, bare, keys, p)
@@ -230,8 +234,8 @@ def activated(
 
     beside: further channels of h, as if they were concatenated.
     """
-    alike = told.added is None or told.added.dtype == h.dtype
-    if not (fast and alike and fits(h) and (beside is None or fits(beside)) and _is_whole(norm)):
+    alike = beside is None or (fits(beside) and beside.dtype == h.dtype)
+    if not (fast and fits(h) and alike and _is_whole(norm)):
         y = plain(h, norm, told, beside)
         return y if dropout is None else dropout(y)
     drops = dropout is not None and dropout.training and dropout.p > 0

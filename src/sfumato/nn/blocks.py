@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sfumato.nn import half
 from sfumato.nn.activated import NOTHING, Told, activated, normed
 from sfumato.nn.checkpointing import perhaps
 from sfumato.nn.compiled import Kept, differentiating
@@ -32,6 +33,7 @@ CONV: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 AVERAGE: dict[int, Any] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 
 WHOLE = 256  # positions up to which a softmax over all of them at once is faster than one by parts
+WHOLE_IN_HALF = 1024  # the same in bfloat16
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -52,13 +54,15 @@ class Conv1x1(nn.Conv2d):
 
     def __init__(self, channels: int, out: int):
         super().__init__(channels, out, 1)
+        self.kept = Kept()
 
     def forward(self, h: Tensor) -> Tensor:
         return F.linear(h.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
     def product(self, h: Tensor, beside: Tensor | None) -> Tensor:
         """The same without the bias; beside: further channels of h, as if they were concatenated."""
-        weight, parts = self.weight.flatten(1), [h] if beside is None else [h, beside]
+        weight = half.kept_or_made(self.kept, half.rounded, self.weight) if half.asked_in(h) else self.weight
+        weight, parts = weight.flatten(1), [h] if beside is None else [h, beside]
         rows = [part.permute(0, 2, 3, 1).flatten(0, 2) for part in parts]
         y = rows[0] @ weight[:, : h.shape[1]].T
         if beside is not None:
@@ -187,6 +191,19 @@ def context_map(context: int, channels: int) -> nn.Sequential | None:
     return nn.Sequential(nn.LayerNorm(context), nn.Linear(context, 2 * channels)) if context else None
 
 
+def seen(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v, (B, heads, N, d) each; mask says what is seen.
+
+    In bfloat16 on a processor by two products and the whole of what is between them, since PyTorch's kernel, which
+    never has the whole, takes two to ten times as long there, forth and back.
+    """
+    if q.device.type != "cpu" or q.dtype != torch.bfloat16 or k.shape[2] > WHOLE_IN_HALF:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    weights = q / q.shape[-1] ** 0.5 @ k.transpose(-1, -2)
+    weights = weights if mask is None else weights.masked_fill(~mask, -torch.inf)
+    return weights.softmax(dim=-1).to(v.dtype) @ v
+
+
 def attend(qkv: Tensor, heads: int, tell: nn.Module | None = None, context: Tensor | None = None) -> Tensor:
     """Every position looks at every other and at the context tokens, in one softmax: (B, N, 3 C) -> (B, N, C).
 
@@ -199,7 +216,7 @@ def attend(qkv: Tensor, heads: int, tell: nn.Module | None = None, context: Tens
         k, v = torch.cat([k, told_k], dim=1), torch.cat([v, told_v], dim=1)
         mask = F.pad(context.any(dim=2), (q.shape[1], 0), value=True)[:, None, None]  # (B, 1, 1, N + L)
     q, k, v = (each.unflatten(2, (heads, -1)).transpose(1, 2) for each in (q, k, v))  # (B, heads, N, C/heads)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+    return seen(q, k, v, mask).transpose(1, 2).flatten(2)
 
 
 def joined_weight(qkv: Tensor, out: Tensor) -> Tensor:
@@ -222,7 +239,7 @@ def joined_bias(qkv: Tensor, qkv_bias: Tensor, out: Tensor, out_bias: Tensor) ->
 def attend_joined(h: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """h + softmax((x A + a) x^T) (x O) + o, by the joined maps (A; O) and (a; o): h, x (B, N, C)."""
     asked, told = (x @ weight.T).chunk(2, dim=2)
-    a, o = bias.chunk(2)
+    a, o = bias.to(x.dtype).chunk(2)
     if x.shape[1] > WHOLE:
         return h + o + F.scaled_dot_product_attention(asked + a, x, told, scale=1.0)
     seen = torch.bmm(asked + a, x.transpose(1, 2)).softmax(dim=2)
@@ -250,7 +267,8 @@ class Attention(nn.Module):
         if self.fast and self.heads == 1 and self.context is None and self.kept.may(*weights):
             weight, bias = self.kept(joined_weight, qkv.weight, out.weight), self.kept(joined_bias, *weights)
             rows = h.flatten(2).transpose(1, 2)
-            return attend_joined(rows, tokens, weight, bias).transpose(1, 2).view_as(h)
+            with torch.autocast(h.device.type, enabled=False):  # all in the precision of h
+                return attend_joined(rows, tokens, weight.to(h.dtype), bias).transpose(1, 2).view_as(h)
         seen = attend(self.qkv(tokens), self.heads, self.context, context)
         return h + self.out(seen).transpose(1, 2).reshape(h.shape)
 

@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 LANES = 16  # the compiled maps take channels that are multiples of this
+# what is defined for pictures of a dtype (numbers.h)
+HALF: dict[torch.dtype, tuple[str, ...]] = {torch.float32: (), torch.bfloat16: ("HALF",)}
 # strict IEEE but for fused multiply-add; OpenMP is the one that PyTorch has already started
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
 
@@ -48,22 +50,23 @@ def _processor() -> str:
 
 
 @functools.cache
-def _built(source: Path) -> ctypes.CDLL | str:
-    """The library of a C file, or why there is none."""
+def _built(source: Path, *names: str) -> ctypes.CDLL | str:
+    """The library of a C file in which these names are defined, or why there is none."""
     cc = compiler()
     if platform.system() != "Linux":
         return f"they are compiled on Linux alone, and this is {platform.system()}"
     if cc is None:
         return "no C compiler; install gcc"
-    text = source.read_text()
-    key = hashlib.sha256("\n".join([text, *FLAGS, cc, _processor()]).encode()).hexdigest()[:16]
+    text = "".join(file.read_text() for file in [source, *sorted(source.parent.glob("*.h"))])
+    flags = [*FLAGS, *(f"-D{name}" for name in names)]
+    key = hashlib.sha256("\n".join([text, *flags, cc, _processor()]).encode()).hexdigest()[:16]
     try:
         kept = cache() / f"{source.stem}-{key}.so"
         if not kept.exists():
             kept.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=kept.parent) as fresh:
                 built = Path(fresh) / kept.name
-                subprocess.run([cc, *FLAGS, str(source), "-o", str(built)], check=True, capture_output=True, text=True)
+                subprocess.run([cc, *flags, str(source), "-o", str(built)], check=True, capture_output=True, text=True)
                 built.replace(kept)
         return ctypes.CDLL(str(kept))
     except subprocess.CalledProcessError as error:
@@ -73,9 +76,9 @@ def _built(source: Path) -> ctypes.CDLL | str:
         return f"what is compiled cannot be kept: {error}; set XDG_CACHE_HOME"
 
 
-def library(source: Path) -> ctypes.CDLL | None:
-    """The compiled C file, or None where it cannot be had."""
-    built = _built(source)
+def library(source: Path, *names: str) -> ctypes.CDLL | None:
+    """The compiled C file in which these names are defined, or None where it cannot be had."""
+    built = _built(source, *names)
     return None if isinstance(built, str) else built
 
 

@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sfumato.nn import half
 from sfumato.nn.activated import NOTHING, activated
 from sfumato.nn.blocks import (
     CONV,
@@ -41,6 +42,7 @@ from sfumato.nn.blocks import (
     unfold,
     zeroed,
 )
+from sfumato.nn.compiled import Kept
 from sfumato.nn.conditions import Conditions
 from sfumato.nn.embedding import Embedding, check_input
 
@@ -218,7 +220,7 @@ class UNet(nn.Module):
         units: list[Any] = [*self.down, *self.middle, *self.up]
         self.told = [unit.film for unit in units]  # how many numbers each block is told
         self.film = nn.Linear(4 * config.channels, sum(self.told))
-        self.fast = False
+        self.fast, self.kept = False, Kept()
 
     def forward(self, x: Tensor, t: Tensor, cond: Mapping[str, Tensor] | None = None) -> Tensor:
         """x (B, *shape), t (B,), conditions as in ``Conditions`` -> (B, out_channels, *spatial)."""
@@ -232,7 +234,7 @@ class UNet(nn.Module):
         h = x.to(self.stem.weight.dtype)
         full = self.conditions.complete(cond, h)
         context = full.get("context")
-        films = list(each_told(self.film(F.silu(self.embedding(t, full))), self.told))
+        films = list(each_told(self._told(F.silu(self.embedding(t, full))), self.told))
         top = self.config.blocks  # units of the first level on the way down; on the way up it is one more
 
         h = torch.cat([h, full["image"]], dim=1) if "image" in full else h
@@ -249,3 +251,10 @@ class UNet(nn.Module):
         h = walk_up(self.up[-top - 1 :], deep, skips, iter(films[-top - 1 :]), context)
         y = self.out(activated(h, self.norm, NOTHING, None, self.fast))
         return unfold(y, self.config.patch).to(x.dtype), deep
+
+    def _told(self, e: Tensor) -> Tensor:
+        """What the embedding e says to all blocks."""
+        if not (self.fast and half.asked_in(e)):
+            told: Tensor = self.film(e)
+            return told
+        return F.linear(e, half.kept_or_made(self.kept, half.rounded, self.film.weight), half.rounded(self.film.bias))

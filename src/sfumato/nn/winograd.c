@@ -1,16 +1,47 @@
-/* The five linear maps of winograd.py, float32, for channels that are multiples of 16.
+/* The five linear maps of filters.py for channels that are multiples of 16: F(4x4, 3x3) in float32, or with HALF
+   F(2x2, 3x3) in bfloat16, whose tiles are small since what is rounded coarsely must not be scaled much.
 
-   Pictures are (B, H, W, C), tiles (36, n, C) of which the first B down across are used, transformed weights
-   (36, C, K); all contiguous.
+   Pictures are (B, H, W, C), tiles (PLACES, n, C) of which the first B down across are used, transformed weights
+   (PLACES, C, K); all contiguous, in float32 or bfloat16.  Weights, biases and what is worked out are float32.
    A vector is 16 channels of one place: every map below works on 16 channels at once and keeps a tile in registers. */
 
-#include <stdint.h>
+#include "numbers.h"
 
-#define LANES 16
-typedef float vec __attribute__((vector_size(4 * LANES), aligned(4)));
+#ifdef HALF
+#define OUT 2
+#else
+#define OUT 4
+#endif
+#define IN (OUT + 2)
+#define PLACES (IN * IN)
 
-static inline vec load(const float *from) { return *(const vec *)from; }
-static inline void store(float *to, vec x) { *(vec *)to = x; }
+#ifdef HALF
+
+/* r = B^T a, with a strided by s vectors and r by one */
+static inline void b_t(const vec *a, int s, vec *r) {
+    r[0] = a[0] - a[2 * s];
+    r[1] = a[s] + a[2 * s];
+    r[2] = a[2 * s] - a[s];
+    r[3] = a[s] - a[3 * s];
+}
+
+/* r = A^T a */
+static inline void a_t(const vec *a, int s, vec *r) {
+    r[0] = a[0] + a[s] + a[2 * s];
+    r[1] = a[s] - a[2 * s] - a[3 * s];
+}
+
+/* r = A a */
+static inline void a(const vec *x, int s, vec *r) {
+    r[0] = x[0];
+    r[1] = x[0] + x[s];
+    r[2] = x[0] - x[s];
+    r[3] = -x[s];
+}
+
+static const float g[IN][3] = {{1, 0, 0}, {1 / 2.f, 1 / 2.f, 1 / 2.f}, {1 / 2.f, -1 / 2.f, 1 / 2.f}, {0, 0, 1}};
+
+#else
 
 /* r = B^T a, with a strided by s vectors and r by one */
 static inline void b_t(const vec *a, int s, vec *r) {
@@ -46,9 +77,18 @@ static inline void a(const vec *x, int s, vec *r) {
     r[5] = x[3 * s];
 }
 
+static const float g[IN][3] = {{1 / 4.f, 0, 0},
+                              {-1 / 6.f, -1 / 6.f, -1 / 6.f},
+                              {-1 / 6.f, 1 / 6.f, -1 / 6.f},
+                              {1 / 24.f, 1 / 12.f, 1 / 6.f},
+                              {1 / 24.f, -1 / 12.f, 1 / 6.f},
+                              {0, 0, 1}};
+
+#endif
+
 /* Every tile (b, i, j) of a picture and every 16 of its channels; `at` is its place among all tiles. */
 #define EACH_TILE                                                       \
-    const int64_t down = (height + 3) / 4, across = (width + 3) / 4;    \
+    const int64_t down = (height + OUT - 1) / OUT, across = (width + OUT - 1) / OUT; \
     const int64_t plane = n * channels;                                 \
     _Pragma("omp parallel for collapse(2) schedule(static)")            \
     for (int64_t b = 0; b < rows; b++)                                  \
@@ -58,100 +98,93 @@ static inline void a(const vec *x, int s, vec *r) {
 
 #define PLACE(h, w) ((((b) * height + (h)) * width + (w)) * channels + c)
 
-/* tiles = (B^T x B^T) of the 6x6 places around each 4x4 tile; zeros outside the picture.
+/* tiles = (B^T x B^T) of the places around each tile; zeros outside the picture.
    With `up` of 1 the picture is x (B, H/2, W/2, C) with every place repeated twice down and across. */
-void cut(const float *x, float *tiles, int64_t rows, int64_t height, int64_t width, int64_t channels,
+void cut(const number *x, number *tiles, int64_t rows, int64_t height, int64_t width, int64_t channels,
          int64_t n, int64_t up) {
     EACH_TILE {
-        vec d[36], once[36], row[6];
-        for (int u = 0; u < 6; u++)
-            for (int v = 0; v < 6; v++) {
-                const int64_t h = 4 * i + u - 1, w = 4 * j + v - 1;
+        vec d[PLACES], once[PLACES], row[IN];
+        for (int u = 0; u < IN; u++)
+            for (int v = 0; v < IN; v++) {
+                const int64_t h = OUT * i + u - 1, w = OUT * j + v - 1;
                 const int inside = h >= 0 && h < height && w >= 0 && w < width;
                 const int64_t from = ((b * (height >> up) + (h >> up)) * (width >> up) + (w >> up)) * channels + c;
-                d[6 * u + v] = inside ? load(x + from) : (vec){0};
+                d[IN * u + v] = inside ? read(x + from) : (vec){0};
             }
-        for (int v = 0; v < 6; v++) b_t(d + v, 6, once + 6 * v);
-        for (int u = 0; u < 6; u++) {
-            b_t(once + u, 6, row);
-            for (int v = 0; v < 6; v++) store(tiles + (6 * u + v) * plane + at + c, row[v]);
+        for (int v = 0; v < IN; v++) b_t(d + v, IN, once + IN * v);
+        for (int u = 0; u < IN; u++) {
+            b_t(once + u, IN, row);
+            for (int v = 0; v < IN; v++) write(tiles + (IN * u + v) * plane + at + c, row[v]);
         }
     }
 }
 
 /* y = (A^T x A^T) tiles + bias + plus, where plus is another picture or NULL */
-void join(const float *tiles, const float *bias, const float *plus, float *y, int64_t rows, int64_t height,
+void join(const number *tiles, const float *bias, const number *plus, number *y, int64_t rows, int64_t height,
           int64_t width, int64_t channels, int64_t n) {
     EACH_TILE {
-        vec once[24], m[6], row[4];
+        vec once[OUT * IN], m[IN], row[OUT];
         const vec added = load(bias + c);
-        for (int v = 0; v < 6; v++) {
-            for (int u = 0; u < 6; u++) m[u] = load(tiles + (6 * u + v) * plane + at + c);
-            a_t(m, 1, once + 4 * v);
+        for (int v = 0; v < IN; v++) {
+            for (int u = 0; u < IN; u++) m[u] = read(tiles + (IN * u + v) * plane + at + c);
+            a_t(m, 1, once + OUT * v);
         }
-        for (int u = 0; u < 4 && 4 * i + u < height; u++) {
-            a_t(once + u, 4, row);
-            for (int v = 0; v < 4 && 4 * j + v < width; v++) {
-                const int64_t place = PLACE(4 * i + u, 4 * j + v);
-                store(y + place, row[v] + added + (plus ? load(plus + place) : (vec){0}));
+        for (int u = 0; u < OUT && OUT * i + u < height; u++) {
+            a_t(once + u, OUT, row);
+            for (int v = 0; v < OUT && OUT * j + v < width; v++) {
+                const int64_t place = PLACE(OUT * i + u, OUT * j + v);
+                write(y + place, row[v] + added + (plus ? read(plus + place) : (vec){0}));
             }
         }
     }
 }
 
-/* tiles = (A x A) of each 4x4 tile of y, which is zero outside the picture: the adjoint of `join` without its bias */
-void spread(const float *y, float *tiles, int64_t rows, int64_t height, int64_t width, int64_t channels,
+/* tiles = (A x A) of each tile of y, which is zero outside the picture: the adjoint of `join` without its bias */
+void spread(const number *y, number *tiles, int64_t rows, int64_t height, int64_t width, int64_t channels,
             int64_t n) {
     EACH_TILE {
-        vec d[16], once[24], row[6];
-        for (int u = 0; u < 4; u++)
-            for (int v = 0; v < 4; v++) {
-                const int64_t h = 4 * i + u, w = 4 * j + v;
-                d[4 * u + v] = h < height && w < width ? load(y + PLACE(h, w)) : (vec){0};
+        vec d[OUT * OUT], once[OUT * IN], row[IN];
+        for (int u = 0; u < OUT; u++)
+            for (int v = 0; v < OUT; v++) {
+                const int64_t h = OUT * i + u, w = OUT * j + v;
+                d[OUT * u + v] = h < height && w < width ? read(y + PLACE(h, w)) : (vec){0};
             }
-        for (int v = 0; v < 4; v++) a(d + v, 4, once + 6 * v);
-        for (int u = 0; u < 6; u++) {
-            a(once + u, 6, row);
-            for (int v = 0; v < 6; v++) store(tiles + (6 * u + v) * plane + at + c, row[v]);
+        for (int v = 0; v < OUT; v++) a(d + v, OUT, once + IN * v);
+        for (int u = 0; u < IN; u++) {
+            a(once + u, IN, row);
+            for (int v = 0; v < IN; v++) write(tiles + (IN * u + v) * plane + at + c, row[v]);
         }
     }
 }
 
-static const float g[6][3] = {{1 / 4.f, 0, 0},
-                              {-1 / 6.f, -1 / 6.f, -1 / 6.f},
-                              {-1 / 6.f, 1 / 6.f, -1 / 6.f},
-                              {1 / 24.f, 1 / 12.f, 1 / 6.f},
-                              {1 / 24.f, -1 / 12.f, 1 / 6.f},
-                              {0, 0, 1}};
-
-/* u (36, from, to) = (G x G) w, where w[t * to_stride + f * from_stride + place] and place runs back if `back` */
-void weigh(const float *w, float *u, int64_t from, int64_t to, int64_t from_stride, int64_t to_stride, int64_t back) {
+/* u (PLACES, from, to) = (G x G) w, where w[t * to_stride + f * from_stride + place] and place runs back if `back` */
+void weigh(const float *w, number *u, int64_t from, int64_t to, int64_t from_stride, int64_t to_stride, int64_t back) {
     _Pragma("omp parallel for schedule(static)")
     for (int64_t f = 0; f < from; f++)
         for (int64_t t = 0; t < to; t += LANES) {
-            vec d[9], once[18];
+            vec d[9], once[3 * IN];
             for (int place = 0; place < 9; place++)
                 for (int lane = 0; lane < LANES; lane++)
                     d[place][lane] = w[(t + lane) * to_stride + f * from_stride + (back ? 8 - place : place)];
-            for (int p = 0; p < 6; p++)
+            for (int p = 0; p < IN; p++)
                 for (int v = 0; v < 3; v++) once[3 * p + v] = g[p][0] * d[v] + g[p][1] * d[3 + v] + g[p][2] * d[6 + v];
-            for (int p = 0; p < 6; p++)
-                for (int q = 0; q < 6; q++)
-                    store(u + ((6 * p + q) * from + f) * to + t,
+            for (int p = 0; p < IN; p++)
+                for (int q = 0; q < IN; q++)
+                    write(u + ((IN * p + q) * from + f) * to + t,
                           g[q][0] * once[3 * p] + g[q][1] * once[3 * p + 1] + g[q][2] * once[3 * p + 2]);
         }
 }
 
 /* w (to, from, 9) = (G^T x G^T) u: the adjoint of `weigh` */
-void unweigh(const float *u, float *w, int64_t from, int64_t to) {
+void unweigh(const number *u, float *w, int64_t from, int64_t to) {
     _Pragma("omp parallel for schedule(static)")
     for (int64_t f = 0; f < from; f++)
         for (int64_t t = 0; t < to; t += LANES) {
-            vec once[18];
-            for (int p = 0; p < 6; p++) {
+            vec once[3 * IN];
+            for (int p = 0; p < IN; p++) {
                 vec row[3] = {{0}, {0}, {0}};
-                for (int q = 0; q < 6; q++) {
-                    const vec x = load(u + ((6 * p + q) * from + f) * to + t);
+                for (int q = 0; q < IN; q++) {
+                    const vec x = read(u + ((IN * p + q) * from + f) * to + t);
                     for (int v = 0; v < 3; v++) row[v] += g[q][v] * x;
                 }
                 for (int v = 0; v < 3; v++) once[3 * p + v] = row[v];
@@ -159,7 +192,7 @@ void unweigh(const float *u, float *w, int64_t from, int64_t to) {
             for (int k = 0; k < 3; k++)
                 for (int v = 0; v < 3; v++) {
                     vec sum = {0};
-                    for (int p = 0; p < 6; p++) sum += g[p][k] * once[3 * p + v];
+                    for (int p = 0; p < IN; p++) sum += g[p][k] * once[3 * p + v];
                     for (int lane = 0; lane < LANES; lane++) w[((t + lane) * from + f) * 9 + 3 * k + v] = sum[lane];
                 }
         }

@@ -1,20 +1,21 @@
-"""3x3 convolutions by minimal filtering: F(4x4, 3x3), a quarter of the multiplications.
+"""3x3 convolutions by minimal filtering: a quarter of the multiplications in float32, four ninths in bfloat16.
 
 A tile of 4x4 outputs sees 6x6 inputs.  With D one channel of such a tile, W the 3x3 weights, and polynomials
 evaluated at 0, 1, -1, 2, -2 and infinity,
 
     Y = A^T [ (G W G^T) * (B^T D B) ] A,
 
-where * is element by element: 36 products instead of 144.  Summed over the channels, each of the 36 places is a
-product of matrices, nearly all of the work:
+where * is element by element: 36 products instead of 144; by tiles of 2x2 outputs, at 0, 1, -1 and infinity, 16
+instead of 36.  Summed over the channels, each of the places is a product of matrices, nearly all of the work:
 
-    V = cut(x) = (B^T x B^T) D      (36, n, C),   n tiles
-    U = weigh(W) = (G x G) W        (36, C, K)
-    M_p = V_p U_p                   (36, n, K)
+    V = cut(x) = (B^T x B^T) D      (places, n, C),   n tiles
+    U = weigh(W) = (G x G) W        (places, C, K)
+    M_p = V_p U_p                   (places, n, K)
     y = join(M) + bias + plus,  join = (A^T x A^T)
 
 with plus another picture or none: a residual block's other branch, which costs nothing on the way.  A picture
-whose places are to be repeated, on the way up, is cut as it would be then (`Conv3x3.doubled`).
+whose places are to be repeated, on the way up, is cut as it would be then (`Conv3x3.doubled`).  The maps, and which
+tiles are for which numbers, are in `filters`.
 
 Everything is linear in the picture and in the weights.  With ``spread`` the adjoint of join and ``unweigh`` that of
 weigh, the gradients of L cost as little:
@@ -22,9 +23,8 @@ weigh, the gradients of L cost as little:
     dL/dx = the same convolution of dL/dy by the weights turned round,    dL/dU_p = V_p^T spread(dL/dy)_p,
     dL/dW = unweigh(dL/dU),                                               dL/dbias = sum of dL/dy.
 
-The five maps exist twice: as products with matrices (``MATRICES``: any precision and device), and for float32 on a
-processor in C (winograd.c).  Rounding errors in float32 are about 2e-6 of the output's size; a plain convolution has
-2e-7.
+Rounding errors in float32 are about 2e-6 of the output's size, where a plain convolution has 2e-7; in bfloat16 5e-3
+and 2e-3.
 
 S. Winograd, "Arithmetic complexity of computations", SIAM 1980; A. Lavin, S. Gray, "Fast algorithms for convolutional
 neural networks" (arXiv 1509.09308), whose matrices these are.
@@ -32,221 +32,43 @@ neural networks" (arXiv 1509.09308), whose matrices these are.
 
 from __future__ import annotations
 
-import ctypes
-import functools
-import math
-import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfumato.nn.compiled import LANES, Kept, differentiating, library
+from sfumato.nn import half
+from sfumato.nn.compiled import Kept, differentiating
+from sfumato.nn.filters import COMPILED, MATRICES, Filter, Maps, compiled, maps_for, space
 
-SOURCE = Path(__file__).with_suffix(".c")
-FEWEST = {True: 32, False: 96}  # channels from which it pays, with the compiled maps and without
-FEWEST_TILES = 8  # from which it pays: 36 places of weights are read for them, where a plain convolution reads 9
+# channels from which it pays: by the compiled maps, (inputs' dtype) each, and by the matrices
+FEWEST = {torch.float32: 32, torch.bfloat16: 64}
+FEWEST_BY_MATRICES = 96
+# tiles from which it pays, since 16 or 36 places of weights are read for them where a plain convolution reads 9: of a
+# batch in float32; in bfloat16 of a picture, lest a row be rounded otherwise in another batch
+FEWEST_TILES = {torch.float32: 8, torch.bfloat16: 16}
 CHUNK = 2**22  # numbers in V or M at a time: what the caches hold
-OUT, IN, PLACES = 4, 6, 36  # a tile's side in the output and in the input; products a tile
-
-B_T = (
-    (4, 0, -5, 0, 1, 0),
-    (0, -4, -4, 1, 1, 0),
-    (0, 4, -4, -1, 1, 0),
-    (0, -2, -1, 2, 1, 0),
-    (0, 2, -1, -2, 1, 0),
-    (0, 4, 0, -5, 0, 1),
-)
-G = (
-    (1 / 4, 0, 0),
-    (-1 / 6, -1 / 6, -1 / 6),
-    (-1 / 6, 1 / 6, -1 / 6),
-    (1 / 24, 1 / 12, 1 / 6),
-    (1 / 24, -1 / 12, 1 / 6),
-    (0, 0, 1),
-)
-A_T = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1))
 
 
-def tiles(n: int) -> int:
-    """Tiles along an axis of n places."""
-    return -(-n // OUT)
-
-
-def room(n: int) -> int:
-    """Tiles that are laid out for n: an odd number, or the 36 planes would compete for the same lines of the caches."""
-    return n | 1
-
-
-def both(matrix: tuple[tuple[float, ...], ...], like: Tensor) -> Tensor:
-    """The matrix along rows and along columns at once: its Kronecker product with itself."""
-    once = torch.tensor(matrix, dtype=like.dtype, device=like.device)
-    return torch.kron(once, once)
-
-
-@dataclass(frozen=True)
-class Maps:
-    """The linear maps around the products; pictures are (B, H, W, C), and all tensors contiguous."""
-
-    cut: Callable[[Tensor, int], Tensor]
-    """x (B, H, W, C) -> (36, room(n), C), in space that the next cut may write to; with 1, of x with every place
-    repeated twice down and across."""
-    join: Callable[[Tensor, Tensor, Tensor | None, Tensor], None]
-    """Tiles (36, room(n), K), bias (K,), plus (B, H, W, K) or None -> into y (B, H, W, K)."""
-    spread: Callable[[Tensor], Tensor]
-    """y (B, H, W, K) -> (36, room(n), K), in space that the next spread may write to."""
-    weigh: Callable[[Tensor, bool], Tensor]
-    """W (K, C, 3, 3) -> (36, C, K); if True that of W turned round, whose inputs are outputs: (36, K, C).
-
-    In space that the next weigh may write to."""
-    unweigh: Callable[[Tensor], Tensor]
-    """(36, C, K) -> (K, C, 3, 3)."""
-
-
-def _cut(x: Tensor, up: int) -> Tensor:
-    if up:
-        x = x.repeat_interleave(2, 1).repeat_interleave(2, 2)
-    rows, height, width, channels = x.shape
-    down, across = tiles(height), tiles(width)
-    x = F.pad(x, (0, 0, 1, 1 + across * OUT - width, 1, 1 + down * OUT - height))
-    row, line, place, _ = x.stride()
-    shape = (IN, IN, rows, down, across, channels)
-    overlapping = x.as_strided(shape, (line, place, row, OUT * line, OUT * place, 1))
-    return _roomy((both(B_T, x) @ overlapping.reshape(PLACES, -1)).view(PLACES, -1, channels))
-
-
-def _roomy(v: Tensor) -> Tensor:
-    return F.pad(v, (0, 0, 0, room(v.shape[1]) - v.shape[1]))
-
-
-def _join(m: Tensor, bias: Tensor, plus: Tensor | None, y: Tensor) -> None:
-    rows, height, width, channels = y.shape
-    m = m[:, : rows * tiles(height) * tiles(width)].reshape(PLACES, -1)
-    tiled = (both(A_T, m) @ m).view(OUT, OUT, rows, tiles(height), tiles(width), channels)
-    whole = tiled.permute(2, 3, 0, 4, 1, 5).reshape(rows, tiles(height) * OUT, -1, channels)
-    torch.add(whole[:, :height, :width], bias if plus is None else bias + plus, out=y)
-
-
-def _spread(y: Tensor) -> Tensor:
-    rows, height, width, channels = y.shape
-    down, across = tiles(height), tiles(width)
-    y = F.pad(y, (0, 0, 0, across * OUT - width, 0, down * OUT - height))
-    tiled = y.view(rows, down, OUT, across, OUT, channels).permute(2, 4, 0, 1, 3, 5).reshape(OUT * OUT, -1)
-    return _roomy((both(A_T, y).T @ tiled).view(PLACES, -1, channels))
-
-
-def _weigh(weight: Tensor, back: bool) -> Tensor:
-    if back:
-        weight = weight.flip(2, 3).transpose(0, 1)
-    out, channels = weight.shape[:2]
-    return (both(G, weight) @ weight.permute(2, 3, 1, 0).reshape(9, -1)).view(PLACES, channels, out)
-
-
-def _unweigh(u: Tensor) -> Tensor:
-    return (both(G, u).T @ u.view(PLACES, -1)).view(3, 3, *u.shape[1:]).permute(3, 2, 0, 1).contiguous()
-
-
-MATRICES = Maps(_cut, _join, _spread, _weigh, _unweigh)
-
-
-def _compiled(c: Any) -> Maps:
-    """The same maps by the compiled library."""
-    pointer, number = ctypes.c_void_p, ctypes.c_int64
-    for map_, pointers, numbers in (
-        (c.cut, 2, 6),
-        (c.join, 4, 5),
-        (c.spread, 2, 5),
-        (c.weigh, 2, 5),
-        (c.unweigh, 2, 2),
-    ):
-        map_.argtypes, map_.restype = [pointer] * pointers + [number] * numbers, None
-
-    def cut(x: Tensor, up: int) -> Tensor:
-        rows, height, width, channels = x.shape[0], x.shape[1] << up, x.shape[2] << up, x.shape[3]
-        v = space("cut", x, PLACES, room(rows * tiles(height) * tiles(width)), channels)
-        c.cut(x.data_ptr(), v.data_ptr(), rows, height, width, channels, v.shape[1], up)
-        return v
-
-    def spread(y: Tensor) -> Tensor:
-        rows, height, width, channels = y.shape
-        v = space("spread", y, PLACES, room(rows * tiles(height) * tiles(width)), channels)
-        c.spread(y.data_ptr(), v.data_ptr(), *y.shape, v.shape[1])
-        return v
-
-    def join(m: Tensor, bias: Tensor, plus: Tensor | None, y: Tensor) -> None:
-        other = None if plus is None else plus.data_ptr()
-        c.join(m.data_ptr(), bias.data_ptr(), other, y.data_ptr(), *y.shape, m.shape[1])
-
-    def weigh(weight: Tensor, back: bool) -> Tensor:
-        out, channels = weight.shape[:2]
-        from_, to = (out, channels) if back else (channels, out)
-        u = space("weights", weight, PLACES, from_, to)
-        strides = (9 * channels, 9) if back else (9, 9 * channels)
-        c.weigh(weight.data_ptr(), u.data_ptr(), from_, to, *strides, back)
-        return u
-
-    def unweigh(u: Tensor) -> Tensor:
-        weight = u.new_empty(u.shape[2], u.shape[1], 3, 3)
-        c.unweigh(u.data_ptr(), weight.data_ptr(), *u.shape[1:])
-        return weight
-
-    return Maps(cut, join, spread, weigh, unweigh)
-
-
-@functools.cache
-def compiled() -> Maps | None:
-    """The compiled maps; None where they cannot be had."""
-    found = library(SOURCE)
-    return None if found is None else _compiled(found)
-
-
-def maps_for(x: Tensor, weight: Tensor) -> Maps:
-    """The compiled maps where they can be used."""
-    fits = x.device.type == "cpu" and x.dtype == torch.float32 and not any(n % LANES for n in weight.shape[:2])
-    return (compiled() if fits else None) or MATRICES
-
-
-def chunks(x: Tensor, channels: int) -> Iterator[slice]:
+def chunks(f: Filter, x: Tensor, channels: int) -> Iterator[slice]:
     """Slices of the rows of x (B, H, W, C), alike in size, of no more rows than the caches hold tiles of."""
-    most = max(1, CHUNK // (PLACES * tiles(x.shape[1]) * tiles(x.shape[2]) * channels))
+    most = max(1, CHUNK // (f.places * f.tiles(x.shape[1]) * f.tiles(x.shape[2]) * channels))
     at_once = -(-len(x) // -(-len(x) // most))
     return (slice(start, start + at_once) for start in range(0, len(x), at_once))
 
 
-_kept_space = threading.local()
-
-
-def space(name: str, like: Tensor, *shape: int) -> Tensor:
-    """Room of this shape, its values whatever they are, the same memory for the same name again: fresh one is slow."""
-    kept: dict[Any, Any] = _kept_space.__dict__
-    whole, n = (name, like.dtype), math.prod(shape)
-    if n > 4 * CHUNK:
-        return like.new_empty(shape)  # of a large picture; too much to keep
-    if whole not in kept or kept[whole][0].numel() < n:
-        with torch.inference_mode(False):
-            kept[whole] = (torch.empty(n, dtype=like.dtype), {})
-    memory, views = kept[whole]
-    if shape not in views:
-        with torch.inference_mode(False):
-            views[shape] = memory[:n].view(shape)
-    view: Tensor = views[shape]
-    return view
-
-
 def filtered(maps: Maps, x: Tensor, u: Tensor, bias: Tensor, plus: Tensor | None = None, up: int = 0) -> Tensor:
-    """x (B, H, W, C) by transformed weights u (36, C, K), plus (B, H, W, K) -> (B, H, W, K); up as in `Maps.cut`."""
+    """x (B, H, W, C) by transformed weights u (places, C, K), plus (B, H, W, K) -> (B, H, W, K); up as for `cut`."""
     y = x.new_empty(len(x), x.shape[1] << up, x.shape[2] << up, u.shape[2])
 
     def part(x: Tensor, plus: Tensor | None, y: Tensor) -> None:
         v = maps.cut(x, up)
-        m = torch.bmm(v, u, out=space("products", v, PLACES, v.shape[1], u.shape[2]))
+        m = torch.bmm(v, u, out=space("products", v.dtype, len(v), v.shape[1], u.shape[2]))
         maps.join(m, bias, plus, y)
 
-    every = list(chunks(y, max(u.shape[1:])))
+    every = list(chunks(maps.filter, y, max(u.shape[1:])))
     if len(every) == 1:
         part(x, plus, y)
     else:
@@ -290,22 +112,29 @@ class Filtered(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             by_x = filtered(maps, grad, maps.weigh(weight, True), weight.new_zeros(weight.shape[1]))
         if ctx.needs_input_grad[1]:
-            u = space("gradient", weight, PLACES, weight.shape[1], weight.shape[0])
-            for part, rows in enumerate(chunks(x, max(weight.shape[:2]))):
-                n = len(x[rows]) * tiles(x.shape[1]) * tiles(x.shape[2])
-                v, m = maps.cut(x[rows], 0)[:, :n], maps.spread(grad[rows])[:, :n]
-                torch.baddbmm(u, v.transpose(1, 2), m, beta=1.0 if part else 0.0, out=u)
-            by_weight = maps.unweigh(u)
-        by_bias = grad.sum((0, 1, 2)) if ctx.needs_input_grad[2] else None
+            by_weight = maps.unweigh(_by_weights(maps, x, grad, weight))
+        by_bias = grad.sum((0, 1, 2), dtype=weight.dtype) if ctx.needs_input_grad[2] else None
         by_all = (by_x, by_weight, by_bias, grad if ctx.needs_input_grad[3] else None, None)
         return by_all[: len(ctx.needs_input_grad)]
+
+
+def _by_weights(maps: Maps, x: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
+    """dL/dU of x (B, H, W, C) and grad = dL/dy (B, H, W, K): (places, C, K)."""
+    f = maps.filter
+    u = space("gradient", x.dtype, f.places, weight.shape[1], weight.shape[0])
+    for part, rows in enumerate(chunks(f, x, max(weight.shape[:2]))):
+        n = len(x[rows]) * f.tiles(x.shape[1]) * f.tiles(x.shape[2])
+        v, m = maps.cut(x[rows], 0), maps.spread(grad[rows])
+        v[:, n:], m[:, n:] = 0, 0  # whole, for oneDNN copies what is only a part of something
+        torch.baddbmm(u, v.transpose(1, 2), m, beta=1.0 if part else 0.0, out=u)
+    return u
 
 
 @final
 class Conv3x3(nn.Module):
     """A 3x3 convolution, (B, channels, H, W) -> (B, out, H, W); with stride 2, (B, out, H/2 - 1, W/2 - 1) unpadded.
 
-    ``fast``: by minimal filtering where that pays; else, as at first, as PyTorch does it.
+    ``fast``: by minimal filtering where that pays, or in bfloat16 as `nn.half`; else, as at first, as PyTorch does it.
     """
 
     def __init__(self, channels: int, out: int, stride: int = 1):
@@ -319,6 +148,8 @@ class Conv3x3(nn.Module):
         """The convolution of h, plus (B, out, H, W) and plus_bias (out,) if there are any."""
         bias = self.bias if plus_bias is None else self.bias + plus_bias
         if not self._pays(h, plus):
+            if self.fast and half.asked_in(h):
+                return half.convolution(h, self.kept, self.weight, bias, self.stride, plus)
             keeps = self.fast and self.kept.may(self.weight)
             weight = self.kept(_channels_last, self.weight) if keeps else self.weight
             y = F.conv2d(h, weight, bias, self.stride, padding=2 - self.stride)
@@ -340,14 +171,19 @@ class Conv3x3(nn.Module):
         """The transformed weights, if they are kept."""
         if not self.kept.may(self.weight):
             return None
-        return self.kept(_by_matrices if maps_for(x, self.weight) is MATRICES else _by_compiled, self.weight)
+        maps = maps_for(x, self.weight)
+        return self.kept(_by_matrices if maps is MATRICES else WEIGHED[x.dtype], self.weight)
 
     def _pays(self, h: Tensor, plus: Tensor | None) -> bool:
-        fits = self.fast and self.stride == 1 and h.device.type == "cpu" and h.dtype == torch.float32
+        fits = self.fast and self.stride == 1 and h.device.type == "cpu" and h.dtype in WEIGHED
         if not fits or (plus is not None and plus.dtype != h.dtype):
             return False
-        few = min(self.weight.shape[:2]) < FEWEST[maps_for(h, self.weight) is not MATRICES]
-        return not few and len(h) * tiles(h.shape[2]) * tiles(h.shape[3]) >= FEWEST_TILES
+        maps, least = maps_for(h, self.weight), min(self.weight.shape[:2])
+        if maps is MATRICES and h.dtype != self.weight.dtype:
+            return False
+        rows = 1 if h.dtype == torch.bfloat16 else len(h)
+        enough = rows * maps.filter.tiles(h.shape[2]) * maps.filter.tiles(h.shape[3]) >= FEWEST_TILES[h.dtype]
+        return enough and least >= (FEWEST_BY_MATRICES if maps is MATRICES else FEWEST[h.dtype])
 
 
 def _channels_last(weight: Tensor) -> Tensor:
@@ -358,7 +194,13 @@ def _by_matrices(weight: Tensor) -> Tensor:
     return MATRICES.weigh(weight, False)
 
 
-def _by_compiled(weight: Tensor) -> Tensor:
-    maps = compiled()
-    assert maps is not None
-    return maps.weigh(weight.contiguous(), False).clone()
+def _by_compiled(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    def weighed(weight: Tensor) -> Tensor:
+        maps = compiled(dtype)
+        assert maps is not None
+        return maps.weigh(weight.contiguous(), False).clone()
+
+    return weighed
+
+
+WEIGHED = {dtype: _by_compiled(dtype) for dtype in COMPILED}
