@@ -105,7 +105,7 @@ def test_what_is_written_in_bfloat16_is_rounded_as_pytorch_does() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "c", "k", "height", "width"), [(2, 64, 80, 9, 6), (5, 128, 64, 8, 8), (3, 64, 64, 2, 4)]
+    ("rows", "c", "k", "height", "width"), [(2, 96, 112, 11, 10), (5, 128, 96, 8, 8), (3, 96, 96, 2, 4)]
 )
 def test_in_bfloat16(rows: int, c: int, k: int, height: int, width: int) -> None:
     """Forth and back, with another picture added, and with repeated places."""

@@ -43,12 +43,13 @@ from sfumato.nn import half
 from sfumato.nn.compiled import Kept, differentiating
 from sfumato.nn.filters import COMPILED, MATRICES, Filter, Maps, compiled, maps_for, space
 
-# channels from which it pays: by the compiled maps, (inputs' dtype) each, and by the matrices
-FEWEST = {torch.float32: 32, torch.bfloat16: 64}
+# from which it pays, by the inputs' dtype: channels, with the compiled maps and without; tiles, since 16 or 36 places
+# of weights are read for them where a plain convolution reads 9, of a batch in float32, in bfloat16 of a picture, lest
+# a row be rounded otherwise in another batch; and how much of the tiles a picture fills
+FEWEST = {torch.float32: 32, torch.bfloat16: 96}
 FEWEST_BY_MATRICES = 96
-# tiles from which it pays, since 16 or 36 places of weights are read for them where a plain convolution reads 9: of a
-# batch in float32; in bfloat16 of a picture, lest a row be rounded otherwise in another batch
 FEWEST_TILES = {torch.float32: 8, torch.bfloat16: 16}
+FULL = {torch.float32: 0.0, torch.bfloat16: 0.8}
 CHUNK = 2**22  # numbers in V or M at a time: what the caches hold
 
 
@@ -181,9 +182,11 @@ class Conv3x3(nn.Module):
         maps, least = maps_for(h, self.weight), min(self.weight.shape[:2])
         if maps is MATRICES and h.dtype != self.weight.dtype:
             return False
-        rows = 1 if h.dtype == torch.bfloat16 else len(h)
-        enough = rows * maps.filter.tiles(h.shape[2]) * maps.filter.tiles(h.shape[3]) >= FEWEST_TILES[h.dtype]
-        return enough and least >= (FEWEST_BY_MATRICES if maps is MATRICES else FEWEST[h.dtype])
+        f, (height, width) = maps.filter, h.shape[2:]
+        tiles = f.tiles(height) * f.tiles(width)
+        enough = tiles * (1 if h.dtype == torch.bfloat16 else len(h)) >= FEWEST_TILES[h.dtype]
+        full = height * width >= FULL[h.dtype] * tiles * f.out**2
+        return enough and full and least >= (FEWEST_BY_MATRICES if maps is MATRICES else FEWEST[h.dtype])
 
 
 def _channels_last(weight: Tensor) -> Tensor:
