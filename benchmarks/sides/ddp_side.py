@@ -1,7 +1,7 @@
 """denoising-diffusion-pytorch as its README uses it: Unet, GaussianDiffusion, and the loop of its Trainer.
 
 The README's settings: flash_attn, 1,000 steps, DDIM of 250, Adam(8e-5, betas 0.9 and 0.99), gradients clipped at 1, an
-average of 0.995; mixed precision where that is faster, which on processors without matrix tiles it is not.  Its Trainer
+average of 0.995; mixed precision where that is faster (`sfumato.engine.multiplies_bfloat16`).  Its Trainer
 reads files and saves pickles; so its loop stands here, and pictures come from memory and are not mirrored.
 """
 
