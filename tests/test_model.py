@@ -12,11 +12,13 @@ import pytest
 import torch
 
 import sfumato
+from sfumato import data
 from sfumato.checkpoints import native
 from sfumato.data import Info
 from sfumato.model import Model, Sampling, find
 from sfumato.nn import MLPConfig
 from sfumato.tasks import generate
+from sfumato.tasks.evaluate import bound_of, flow_bits_of
 
 from .tiny import random_model, tiny, trained
 
@@ -162,6 +164,21 @@ def test_bfloat16_inside_the_network_changes_little() -> None:
     assert 0 < difference < 1
     with pytest.raises(ValueError, match="unknown precision 'half'"):
         sfumato.load(run, precision="half")
+
+
+@pytest.mark.slow
+def test_likelihoods_are_measured_without_bfloat16() -> None:
+    run = trained()
+    fast, rough = (sfumato.load(run, precision=row) for row in ("float32-fast", "bfloat16"))
+    x, t = torch.randn(3, *fast.config.shape), torch.full((3,), 0.5, dtype=torch.float64)
+    exact = rough.in_float32()
+    assert torch.equal(exact.denoiser(x, t).x0, fast.denoiser(x, t).x0)
+    assert not torch.equal(rough.denoiser(x, t).x0, fast.denoiser(x, t).x0)
+    splits = data.load(fast.config.trained_on)
+    bounds = [bound_of(model, splits, rows=9).rows for model in (fast, rough)]
+    assert torch.equal(*bounds)
+    flows = [flow_bits_of(model, splits, 2)["value"] for model in (fast, rough)]
+    assert flows[0] == flows[1]
 
 
 def test_a_run_its_model_and_its_best_are_found() -> None:

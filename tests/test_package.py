@@ -143,7 +143,7 @@ def test_wheel_carries_all_that_is_needed(tmp_path: Path) -> None:
         (planted / name).write_text("planted")
     package = tree / "src" / "sfumato"
     files = [path for path in package.rglob("*") if path.is_file()]
-    needed = {path for path in files if path.suffix in (".py", ".c") or "zoo" in path.parts}
+    needed = {path for path in files if path.suffix in (".py", ".c", ".h") or "zoo" in path.parts}
 
     options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(out)]
     command = [sys.executable, "-m", "pip", "wheel", *options, str(tree)]

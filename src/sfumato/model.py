@@ -9,6 +9,7 @@ the model; there is no pickle and no code in it.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -149,6 +150,12 @@ class Model:
     @property
     def device(self) -> torch.device:
         return next(self.net.parameters()).device
+
+    def in_float32(self) -> Model:
+        """The same without bfloat16 inside the network, whatever its precision: for likelihoods, which see it."""
+        exact = copy.copy(self)
+        exact.denoiser = network_denoiser(self.config, self.net)
+        return exact
 
     @property
     def usual_steps(self) -> int:

@@ -180,7 +180,7 @@ class TestReconstruction:
         x_0, labels = subject.held_out(2)
         assert labels is not None
         cond = {"label": labels}
-        denoiser = subject.model.guided()
+        denoiser = subject.model.in_float32().guided()
         x_1 = samplers.encode(denoiser, x_0, "ddim", 5, way.grid, cond)
         assert torch.equal(found["x_1"], x_1)
         assert torch.equal(found["x_0"], samplers.sample(denoiser, x_1, "ddim", 5, way.grid, cond=cond))

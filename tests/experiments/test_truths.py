@@ -92,7 +92,12 @@ class TestBoundTerms:
         x_0, labels = subject.held_out(5)
         assert labels is not None
         whole = likelihood.bits_per_dim(
-            subject.model.guided(), x_0, bin_width=2 / 16, cond={"label": labels}, draws=None, seed=request.seed
+            subject.model.in_float32().guided(),
+            x_0,
+            bin_width=2 / 16,
+            cond={"label": labels},
+            draws=None,
+            seed=request.seed,
         )
         assert terms.total == pytest.approx(whole.total, rel=1e-5)
         assert terms.standard_error == pytest.approx(whole.standard_error, rel=1e-4)
@@ -115,7 +120,11 @@ class TestBoundTerms:
             t = torch.full((4,), i / 20, dtype=torch.float64)
             eps = normal([bound_terms.SPREAD * n for n in range(4)], x_0.shape[1:], BOUND, i)
             with torch.no_grad():
-                x0 = subject.model.guided()(gaussian.perturb(schedule, x_0, t, eps), t, {"label": labels}).x0
+                x0 = (
+                    subject.model.in_float32()
+                    .guided()(gaussian.perturb(schedule, x_0, t, eps), t, {"label": labels})
+                    .x0
+                )
             named = dict(zip(bound_terms.COLUMNS, rows[i - 1], strict=True))
             assert named["x0_squared_error"] == pytest.approx((x0 - x_0).square().mean().item(), rel=1e-4)
             beta, alpha_bar = schedule.betas[i - 1], schedule.alphas_cumprod[i - 1]

@@ -130,7 +130,7 @@ def _block(request: Request, subject: Trained, x_0: Tensor, labels: Tensor | Non
         return torch.cat([normal([seeds[row]], x_0.shape[1:], BOUND, i) for row, i in pairs])
 
     bound = bits_per_dim(
-        subject.model.guided(),
+        subject.model.in_float32().guided(),
         x_0,
         bin_width=subject.model.codec.bin_width,
         cond=None if labels is None else {"label": labels.to(x_0.device)},

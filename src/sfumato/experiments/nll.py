@@ -136,7 +136,8 @@ def measure(model: Model, judged: Judged, size: Size, seed: int) -> dict[str, Te
     """Each variance's bound of each row "rows-VARIANCE" (N,) and its terms (T,); the ODE's; SCORES; SHOWN samples."""
     x_0, labels = (a.to(model.device) for a in judged.encoded_held_out(size.rows))
     found: dict[str, Tensor] = {}
-    ask = partial(bits_per_dim, model.guided(), x_0, bin_width=model.codec.bin_width, cond={"label": labels}, seed=seed)
+    exact = model.in_float32()
+    ask = partial(bits_per_dim, exact.guided(), x_0, bin_width=model.codec.bin_width, cond={"label": labels}, seed=seed)
     for variance in ("learned",) if model.config.learned_variance else FIXED:
         bound = ask(variance=variance)
         assert bound.terms is not None
@@ -144,7 +145,7 @@ def measure(model: Model, judged: Judged, size: Size, seed: int) -> dict[str, Te
         found[f"prior-{variance}"] = torch.tensor([bound.prior], dtype=torch.float64)
     few = slice(size.ode_rows)
     ode = bits_per_dim_flow(
-        model.denoiser,
+        exact.denoiser,
         x_0[few],
         bin_width=model.codec.bin_width,
         cond={"label": labels[few]},

@@ -168,7 +168,7 @@ def round_trip(request: Request, subject: Trained, size: Size, way: Way) -> dict
     cond = None if labels is None else {"label": labels.to(x_0.device)}
 
     def there_and_back() -> dict[str, Tensor]:
-        denoiser = Counted(subject.model.guided())
+        denoiser = Counted(subject.model.in_float32().guided())
         x_1 = samplers.encode(denoiser, x_0, way.asked, way.steps, way.grid, cond)
         up = denoiser.calls
         back = samplers.sample(denoiser, x_1, way.asked, way.steps, way.grid, cond=cond)
@@ -236,7 +236,7 @@ def interpolated(request: Request, subject: Trained, size: Size) -> dict[str, Te
     if not pairs:
         raise ValueError(f"{request.model} holds out {len(x_0)} row; two are needed to mix; take data with more rows")
     ends = torch.cat([x_0[0 : 2 * pairs : 2], x_0[1 : 2 * pairs : 2]])
-    denoiser = subject.model.guided()
+    denoiser = subject.model.in_float32().guided()
     sampler, steps, grid = STRIP
     steps = min(steps, denoiser.schedule.steps or steps)
 

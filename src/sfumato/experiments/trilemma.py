@@ -244,7 +244,7 @@ def sample_row(
         with counting(model.net) as counter:
             model.sample(1, sampler=sampler, steps=steps, grid=grid)
         x_0, width = model.codec.encode(levels), model.codec.bin_width
-        bound = bits_per_dim(model.guided(), x_0, bin_width=width, draws=BOUND_DRAWS, seed=request.seed)
+        bound = bits_per_dim(model.in_float32().guided(), x_0, bin_width=width, draws=BOUND_DRAWS, seed=request.seed)
         return {**found, "calls": torch.tensor([float(counter.rows)]), "bits": bound.rows}
     bits = families.load(family, weights).bits(levels, request.seed)
     return found if bits is None else {**found, "bits": bits}

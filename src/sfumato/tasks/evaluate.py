@@ -57,11 +57,14 @@ def lap(seconds: dict[str, float], name: str) -> Iterator[None]:
 
 
 def bound_of(model: Model, splits: Splits, draws: int | None = DRAWS, rows: int = BOUND_ROWS, seed: int = 0) -> Any:
-    """`likelihood.bits_per_dim` of the model, as it samples (clipped, unguided), on held-out rows."""
+    """`likelihood.bits_per_dim` of the model, as it samples (clipped, unguided) but in float32, on held-out rows.
+
+    In bfloat16 the bound of the zoo's `mnist` is 0.05 bits/dim larger.
+    """
     held_out = some_rows(splits.held_out, rows)
     cond = {"label": held_out["label"].to(model.device)} if model.config.conditions.classes else None
     return bits_per_dim(
-        model.guided(),
+        model.in_float32().guided(),
         model.codec.encode(held_out["x"]).to(model.device),
         bin_width=model.codec.bin_width,
         cond=cond,
@@ -77,7 +80,7 @@ def flow_bits_of(model: Model, splits: Splits, rows: int, seed: int = 0) -> dict
     turned = isinstance(model.codec, DCTCodec)  # levels are bins of pixels, and their density is that of frequencies
     codec = model.codec.pixels if isinstance(model.codec, DCTCodec) else model.codec
     x_0, width = codec.encode(held_out["x"]).to(model.device), codec.bin_width
-    denoiser = model.guided(clip=False)  # a clipped x_0 gives what lies beyond the limits no density
+    denoiser = model.in_float32().guided(clip=False)  # a clipped x_0 gives what lies beyond the limits no density
     found = bits_per_dim_flow(
         denoiser, x_0, bin_width=width, encode=dct if turned else None, cond=cond, tolerance=ODE_TOLERANCE, seed=seed
     )
