@@ -11,7 +11,7 @@
                    up to minutes; what was compiled is cached between runs by PyTorch (TORCHINDUCTOR_CACHE_DIR)
 
 Memory that is given back to the system and taken again comes page by page, which can cost a network a third of its
-time; so `prepare` lets a process that runs the fast float32 keep what it has taken.
+time; so `prepare` lets a process that runs the fast operations keep what it has taken.
 """
 
 from __future__ import annotations

@@ -242,9 +242,9 @@ def attend_joined(h: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     a, o = bias.to(x.dtype).chunk(2)
     if x.shape[1] > WHOLE:
         return h + o + F.scaled_dot_product_attention(asked + a, x, told, scale=1.0)
-    seen = torch.bmm(asked + a, x.transpose(1, 2)).softmax(dim=2)
+    weights = torch.bmm(asked + a, x.transpose(1, 2)).softmax(dim=2)
     add = torch.baddbmm if differentiating() else Tensor.baddbmm_
-    return add(h + o, seen, told)
+    return add(h + o, weights, told)
 
 
 class Attention(nn.Module):
@@ -269,8 +269,8 @@ class Attention(nn.Module):
             rows = h.flatten(2).transpose(1, 2)
             with torch.autocast(h.device.type, enabled=False):  # all in the precision of h
                 return attend_joined(rows, tokens, weight.to(h.dtype), bias).transpose(1, 2).view_as(h)
-        seen = attend(self.qkv(tokens), self.heads, self.context, context)
-        return h + self.out(seen).transpose(1, 2).reshape(h.shape)
+        answer = self.out(attend(self.qkv(tokens), self.heads, self.context, context))
+        return h + answer.transpose(1, 2).reshape(h.shape)
 
 
 class Stage(nn.Module):
